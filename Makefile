@@ -1,0 +1,37 @@
+# Every target creates the environment first when it is missing. No other preparation is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(BIN):$(PATH)
+
+.PHONY: leaderboard test lint bench readme clean
+
+leaderboard: $(READY)
+	dvc repro
+	@cat results/leaderboard.md
+
+test: $(READY)
+	python -m pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: $(READY)
+	python -m benchmarks.renderer
+	python -m benchmarks.pseudo_labels
+	python -m benchmarks.evaluation
+
+# Writes the generated parts of README.md (table, pictures) from results/reference.
+readme: $(READY)
+	python -m pipeline.readme
+
+$(READY): requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache data initial results/runs results/training results/configs

@@ -1,0 +1,1 @@
+"""The shared engine: knows no method and no dataset by name."""

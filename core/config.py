@@ -1,0 +1,278 @@
+"""Typed configuration: frozen dataclasses whose defaults are the Cluster-Contrast family's paper values.
+
+A run's configuration is a stack of patches (method, dataset override, variant, profile, params.yaml, command
+line), each a nested dict, merged low to high and then read into ``Config``. An unknown key is an error that names
+the nearest known one; a wrong type is an error that names the key. There is no inheritance and no registry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from core.augment import Augment
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: unknown key, wrong type or impossible value."""
+
+
+def per_epochs(default: int) -> Any:
+    """A field counted in epochs: it scales when a profile shortens the run (see ``resolve``)."""
+    return field(default=default, metadata={"per_epochs": True})
+
+
+@dataclass(frozen=True)
+class Input:
+    """Image size in pixels after PIL bicubic resizing."""
+
+    height: int = 256
+    width: int = 128
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What embeds an image. ``bn_groups``: chunks a batch is normalised in, as that many GPUs would."""
+
+    name: str = "resnet50"
+    pooling: str = "avg"
+    bn_groups: int = 4
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """P identities x K instances; ``uses_camera`` prefers instances of other cameras, as released."""
+
+    identities: int = 16
+    instances: int = 16
+    uses_camera: bool = True
+    singleton: str = "fill"
+
+    @property
+    def batch(self) -> int:
+        """Images in a batch."""
+        return self.identities * self.instances
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Jaccard distance over k1 reciprocal neighbours, expanded over k2, then DBSCAN."""
+
+    k1: int = 30
+    k2: int = 6
+    eps: float = 0.6
+    min_samples: int = 4
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """``name``: adam, adamw or sgd (momentum 0.9)."""
+
+    name: str = "adam"
+    lr: float = 3.5e-4
+    weight_decay: float = 5e-4
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length of a run. ``iterations`` None means one pass of the sampler; ``step`` 0 a constant rate."""
+
+    epochs: int = 50
+    iterations: int | None = 400
+    step: int = per_epochs(20)
+    gamma: float = 0.1
+    warmup: int = per_epochs(0)
+    warmup_factor: float = 0.01
+    eval_every: int = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run computes, but for the data, the seed and the initial weights."""
+
+    settings: Any
+    input: Input = Input()
+    backbone: Backbone = Backbone()
+    augment: Augment = field(default_factory=Augment)
+    sampler: Sampler = Sampler()
+    clustering: Clustering = Clustering()
+    optimiser: Optimiser = Optimiser()
+    schedule: Schedule = Schedule()
+    precision: str = "fp32"
+    extraction_batch: int = 256
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested dict, as written beside the results."""
+        return dataclasses.asdict(self)
+
+    def digest(self) -> str:
+        """Short hash of the resolved configuration."""
+        return digest(self.as_dict())
+
+
+class Patch(NamedTuple):
+    """A layer of configuration and where it came from; ``paper`` layers state the paper's own settings."""
+
+    source: str
+    values: Mapping[str, Any]
+    paper: bool
+
+
+def digest(record: Any) -> str:
+    """The first 16 hex digits of the sha256 of a JSON-able record."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def resolve(patches: Sequence[Patch], settings: type) -> Config:
+    """Merge the patches, low to high, and read them into a Config whose ``settings`` is the method's dataclass.
+
+    Where a profile (or anything above the paper layers) changes ``schedule.epochs``, every field declared with
+    ``per_epochs`` keeps its share of the run, unless a layer above the paper sets it by name.
+
+    Raises ConfigError naming the key and the layer that set it.
+    """
+    for patch in patches:
+        _check_keys(Config, settings, patch)
+    paper = _read(Config, _merge([p.values for p in patches if p.paper]), "", settings)
+    raised = _merge([p.values for p in patches if not p.paper])
+    config = _read(Config, _merge([p.values for p in patches]), "", settings)
+    factor = config.schedule.epochs / max(1, paper.schedule.epochs)
+    config = dataclasses.replace(
+        config,
+        schedule=_scaled(config.schedule, factor, raised.get("schedule", {})),
+        settings=_scaled(config.settings, factor, raised.get("settings", {})),
+    )
+    _check_values(config)
+    return config
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """``["clustering.eps=0.5"]`` -> ``{"clustering": {"eps": 0.5}}``; values are read as YAML."""
+    import yaml
+
+    merged: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"'{assignment}' is not KEY=VALUE, as in clustering.eps=0.5")
+        nested: Any = yaml.safe_load(text)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        merged = _merge([merged, nested])
+    return merged
+
+
+def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = _merge([merged[key], value]) if both else value
+    return merged
+
+
+def _scaled(record: Any, factor: float, set_above: Mapping[str, Any]) -> Any:
+    """Multiply the fields counted in epochs by ``factor``; a positive count never falls below one epoch."""
+    changes = {}
+    for entry in dataclasses.fields(record):
+        if entry.metadata.get("per_epochs") and entry.name not in set_above:
+            value = getattr(record, entry.name)
+            changes[entry.name] = max(1, round(value * factor)) if value > 0 else value
+    return dataclasses.replace(record, **changes)
+
+
+def _section_type(cls: type, name: str, settings: type) -> Any:
+    return settings if cls is Config and name == "settings" else typing.get_type_hints(cls)[name]
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def _check_keys(cls: type, settings: type, patch: Patch) -> None:
+    """Every key of the patch is a field; the error names the layer, the key and the nearest known key."""
+
+    def visit(target: type, values: Any, prefix: str) -> None:
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{patch.source}: '{prefix.rstrip('.')}' must be a section of keys")
+        known = [entry.name for entry in dataclasses.fields(target)]
+        for key, value in values.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known: {', '.join(known)}"
+                raise ConfigError(f"{patch.source}: unknown key '{prefix}{key}'; {hint}")
+            kind = _section_type(target, key, settings)
+            if _is_section(kind):
+                visit(kind, value, f"{prefix}{key}.")
+
+    visit(cls, patch.values, "")
+
+
+def _read(cls: type, values: Mapping[str, Any], prefix: str, settings: type) -> Any:
+    arguments = {}
+    for entry in dataclasses.fields(cls):
+        kind = _section_type(cls, entry.name, settings)
+        if _is_section(kind):
+            section = values.get(entry.name, {})
+            arguments[entry.name] = _read(kind, section, f"{prefix}{entry.name}.", settings)
+        elif entry.name in values:
+            arguments[entry.name] = _convert(values[entry.name], kind, f"{prefix}{entry.name}")
+    return cls(**arguments)
+
+
+def _convert(value: Any, kind: Any, key: str) -> Any:
+    """Check one value against its annotation; ints widen to float, lists become tuples."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in inner:
+            return None
+        return _convert(value, next(t for t in inner if t is not type(None)), key)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"'{key}' must be a list, not {value!r}")
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if len(kinds) != len(value):
+            raise ConfigError(f"'{key}' must hold {len(kinds)} values, not {value!r}")
+        return tuple(_convert(v, t, f"{key}[{i}]") for i, (v, t) in enumerate(zip(value, kinds, strict=True)))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) is (kind is bool) and isinstance(value, kind):
+        return value
+    raise ConfigError(f"'{key}' must be {kind.__name__}, not {value!r}")
+
+
+def _check_values(config: Config) -> None:
+    """Impossible values, caught before any work is done."""
+    positive = {
+        "input.height": config.input.height,
+        "input.width": config.input.width,
+        "backbone.bn_groups": config.backbone.bn_groups,
+        "sampler.identities": config.sampler.identities,
+        "sampler.instances": config.sampler.instances,
+        "clustering.k1": config.clustering.k1,
+        "clustering.k2": config.clustering.k2,
+        "clustering.min_samples": config.clustering.min_samples,
+        "optimiser.lr": config.optimiser.lr,
+        "schedule.eval_every": config.schedule.eval_every,
+        "extraction_batch": config.extraction_batch,
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise ConfigError(f"'{key}' must be positive, not {value}")
+    choices = {
+        "precision": (config.precision, ("fp32", "fp64", "bf16", "fp16")),
+        "optimiser.name": (config.optimiser.name, ("adam", "adamw", "sgd")),
+        "sampler.singleton": (config.sampler.singleton, ("fill", "repeat")),
+    }
+    for key, (chosen, allowed) in choices.items():
+        if chosen not in allowed:
+            raise ConfigError(f"'{key}' must be one of {', '.join(allowed)}, not '{chosen}'")
+    if config.schedule.epochs < 0 or not 0 <= config.clustering.eps <= 1:
+        raise ConfigError("'schedule.epochs' must not be negative and 'clustering.eps' lies in [0, 1]")

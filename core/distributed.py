@@ -1,0 +1,130 @@
+"""One process or several: the same code, with memories and labels identical on every rank.
+
+Every rank draws the full batch and its augmentation, computes its own slice, and sees the outputs of all ranks in
+the loss, so an in-batch term means the same on one process and on eight.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others: ``rank`` of ``size``, computing on ``device``."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def part(self, batch: int) -> slice:
+        """This rank's contiguous share of a batch; ranks differ by at most one sample, as BN chunks do."""
+        share = -(-batch // self.size)
+        return slice(min(batch, self.rank * share), min(batch, (self.rank + 1) * share))
+
+
+def start(device: str) -> World:
+    """Join the processes that torchrun started, or be the only one.
+
+    ``device`` is ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda was asked for, but torch sees no CUDA device; use --device cpu")
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        return World(0, 1, torch.device("cuda", 0) if device == "cuda" else torch.device("cpu"))
+    place = torch.device("cpu")
+    if device == "cuda":
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    return World(dist.get_rank(), dist.get_world_size(), place)
+
+
+def finish(world: World) -> None:
+    """Leave the process group."""
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows, in rank order. Every rank computes the whole loss, so the gradient of this rank's rows is
+    its slice of the full gradient, times the world size that DDP's mean divides by again."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, world: World, batch: int) -> Tensor:
+        ctx.part, ctx.size = world.part(batch), world.size
+        return _all_rows(local, world, batch)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient[ctx.part] * ctx.size, None, None
+
+
+def gather_outputs(outputs: dict[str, Tensor], world: World, batch: int) -> dict[str, Tensor]:
+    """Concatenate every rank's rows of each named output, with gradient; the identity on one process."""
+    if world.size == 1:
+        return outputs
+    return {name: _GatherRows.apply(value, world, batch) for name, value in outputs.items()}
+
+
+def _all_rows(local: Tensor, world: World, batch: int) -> Tensor:
+    share = -(-batch // world.size)
+    padded = local.new_zeros((share, *local.shape[1:]))
+    padded[: len(local)] = local
+    parts = [torch.empty_like(padded) for _ in range(world.size)]
+    dist.all_gather(parts, padded.contiguous())
+    return torch.cat(parts)[:batch]
+
+
+def merge_chunks(mine: dict[int, dict[str, Tensor]], count: int, world: World) -> list[dict[str, Tensor]]:
+    """Chunk ``i`` was computed by rank ``i % size``; return all ``count`` chunks in order, on every rank."""
+    merged = mine
+    if world.size > 1:
+        gathered: list[Any] = [None] * world.size
+        on_host = {i: {k: v.cpu() for k, v in chunk.items()} for i, chunk in mine.items()}
+        dist.all_gather_object(gathered, on_host)
+        merged = {i: chunk for part in gathered for i, chunk in part.items()}
+    return [{k: v.to(world.device) for k, v in merged[i].items()} for i in range(count)]
+
+
+def from_main(compute: Callable[[], Any], world: World) -> Any:
+    """Run ``compute`` on rank 0 and hand its (picklable) result to every rank; its error is raised on every rank."""
+    if world.size == 1:
+        return compute()
+    box: list[Any] = [None, None]
+    if world.main:
+        try:
+            box[0] = compute()
+        except Exception as error:  # carried to the other ranks, which would otherwise wait for ever
+            box[1] = error
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]
+
+
+def share_buffers(module: nn.Module, world: World) -> None:
+    """Give every rank rank 0's buffers: batch-norm running statistics follow chunk 0, which rank 0 holds."""
+    if world.size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def wait(world: World) -> None:
+    """Wait until every rank is here."""
+    if world.size > 1:
+        dist.barrier()

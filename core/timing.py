@@ -1,0 +1,45 @@
+"""Where the time of a run goes: named phases, summed."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class PhaseTimer:
+    """Sums wall seconds per named phase; nested phases count in both, so names should not nest."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time a ``with`` block; waits for the GPU so that its work is counted where it was asked for."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds[phase] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """The seconds so far, and start again from zero."""
+        taken = {name: round(value, 4) for name, value in self.seconds.items()}
+        self.seconds.clear()
+        return taken
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Peak bytes of this process: resident host memory, and device memory when there is a GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
+    peak = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["device_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peak

@@ -1,0 +1,102 @@
+"""Configuration layers: precedence, scaling with the number of epochs, and errors that say what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from core.config import Config, ConfigError, Patch, parse_assignments, per_epochs, resolve
+
+
+@dataclass(frozen=True)
+class Settings:
+    temperature: float = 0.05
+    parts_from: int = per_epochs(5)
+    eps: tuple[float, ...] = (0.4,)
+
+
+def paper(**values: object) -> Patch:
+    return Patch("method", values, paper=True)
+
+
+def above(source: str = "profile", **values: object) -> Patch:
+    return Patch(source, values, paper=False)
+
+
+def test_defaults_are_the_family_s_paper_values() -> None:
+    config = resolve([], Settings)
+    assert (config.input.height, config.input.width) == (256, 128)
+    assert (config.sampler.identities, config.sampler.instances) == (16, 16)
+    assert (config.optimiser.name, config.optimiser.lr, config.optimiser.weight_decay) == ("adam", 3.5e-4, 5e-4)
+    assert (config.clustering.k1, config.clustering.k2, config.clustering.min_samples) == (30, 6, 4)
+
+
+def test_a_later_layer_wins_key_by_key() -> None:
+    config = resolve(
+        [paper(clustering={"eps": 0.45, "k1": 20}), above(clustering={"eps": 0.5})], Settings
+    )
+    assert (config.clustering.eps, config.clustering.k1) == (0.5, 20)
+
+
+def test_an_unknown_key_names_the_layer_and_the_nearest_known_key() -> None:
+    with pytest.raises(ConfigError, match=r"--set: unknown key 'clustering\.esp'; did you mean 'clustering\.eps'"):
+        resolve([above("--set", clustering={"esp": 0.5})], Settings)
+    with pytest.raises(ConfigError, match=r"unknown key 'settings\.temprature'; did you mean 'settings\.temperature'"):
+        resolve([paper(settings={"temprature": 0.1})], Settings)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"schedule": {"epochs": "ten"}}, r"'schedule\.epochs' must be int"),
+        ({"schedule": {"epochs": True}}, r"'schedule\.epochs' must be int"),
+        ({"clustering": 0.5}, r"'clustering' must be a section"),
+        ({"precision": "fp8"}, r"'precision' must be one of fp32, fp64, bf16, fp16"),
+        ({"backbone": {"bn_groups": 0}}, r"'backbone\.bn_groups' must be positive"),
+        ({"settings": {"eps": 0.5}}, r"'settings\.eps' must be a list"),
+    ],
+)
+def test_an_impossible_value_names_its_key(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve([above("params.yaml", **values)], Settings)
+
+
+def test_an_integer_is_taken_where_a_number_is_wanted() -> None:
+    assert resolve([paper(clustering={"eps": 1})], Settings).clustering.eps == 1.0
+
+
+def test_epoch_counted_settings_keep_their_share_of_a_shorter_run() -> None:
+    published = paper(schedule={"epochs": 50, "step": 20})
+    config = resolve([published, above(schedule={"epochs": 10})], Settings)
+    assert config.schedule.step == 4
+    assert config.settings.parts_from == 1
+    assert config.settings.temperature == 0.05
+
+
+def test_an_epoch_counted_setting_named_above_the_paper_is_taken_as_it_is() -> None:
+    profile = above(schedule={"epochs": 10, "step": 7}, settings={"parts_from": 3})
+    config = resolve([paper(schedule={"epochs": 50, "step": 20}), profile], Settings)
+    assert (config.schedule.step, config.settings.parts_from) == (7, 3)
+
+
+def test_the_hash_changes_with_every_value_and_with_nothing_else() -> None:
+    first, same = resolve([paper(precision="fp32")], Settings), resolve([], Settings)
+    other = resolve([paper(settings={"temperature": 0.06})], Settings)
+    assert first.digest() == same.digest() != other.digest()
+
+
+def test_assignments_read_yaml_values_into_sections() -> None:
+    assert parse_assignments(["clustering.eps=0.5", "clustering.k1=20", "schedule.iterations=null"]) == {
+        "clustering": {"eps": 0.5, "k1": 20},
+        "schedule": {"iterations": None},
+    }
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        parse_assignments(["clustering.eps"])
+
+
+def test_a_resolved_configuration_reads_back_as_itself() -> None:
+    config = resolve([paper(settings={"eps": [0.4, 0.5]})], Settings)
+    again = resolve([Patch("train.json", config.as_dict(), paper=True)], Settings)
+    assert isinstance(again, Config)
+    assert again == config

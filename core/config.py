@@ -274,5 +274,7 @@ def _check_values(config: Config) -> None:
     for key, (chosen, allowed) in choices.items():
         if chosen not in allowed:
             raise ConfigError(f"'{key}' must be one of {', '.join(allowed)}, not '{chosen}'")
-    if config.schedule.epochs < 0 or not 0 <= config.clustering.eps <= 1:
-        raise ConfigError("'schedule.epochs' must not be negative and 'clustering.eps' lies in [0, 1]")
+    if config.schedule.epochs < 0:
+        raise ConfigError(f"'schedule.epochs' must not be negative, but is {config.schedule.epochs}")
+    if not 0 <= config.clustering.eps < 1:  # the sparse graph holds the pairs whose distance is below 1
+        raise ConfigError(f"'clustering.eps' is a Jaccard distance in [0, 1), not {config.clustering.eps}")

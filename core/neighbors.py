@@ -1,0 +1,127 @@
+"""Exact nearest neighbours of unit features by inner product: faiss or torch, on CPU or CUDA."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 2**24  # similarities held at once (64 MB): memory does not grow with N x N
+
+
+class NonFiniteFeatures(ValueError):
+    """Features hold NaN or infinity: the model that made them has diverged."""
+
+
+def knn(
+    features: Tensor | np.ndarray,
+    k: int,
+    queries: Tensor | np.ndarray | None = None,
+    backend: str = "auto",
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ``k`` most similar rows of unit ``features`` (N, D) for each query (Q, D), exactly.
+
+    Returns similarity (Q, k) float32 and index (Q, k) int64, most similar first; k is clipped to N.
+    Without ``queries`` every row searches among all rows and is its own first entry, even where
+    duplicates would crowd it out. Equal similarities are listed by ascending index; which of the
+    rows tied at the last place are listed is up to the backend, but the same in every run.
+
+    ``auto`` is torch for CUDA tensors (no copy to the host) and, on the CPU, faiss where installed.
+    """
+    bank = as_float_matrix(features)
+    probe = bank if queries is None else as_float_matrix(queries).to(bank.device)
+    if probe.shape[1] != bank.shape[1]:
+        raise ValueError(
+            f"queries have {probe.shape[1]} dimensions, features {bank.shape[1]}; extract both with the same model."
+        )
+    if k < 1:
+        raise ValueError(f"k = {k} neighbours were asked for; at least one is needed.")
+    search = _faiss_search if _resolve(backend, bank.device) == "faiss" else _torch_search
+    similarity, index = search(probe, bank, min(k, len(bank)))
+    return order_lists(similarity, index, own=queries is None)
+
+
+def as_float_matrix(features: Tensor | np.ndarray) -> Tensor:
+    """``features`` as a contiguous, detached float32 (N, D) tensor on the device where they are."""
+    matrix = torch.as_tensor(features).detach().float().contiguous()
+    if matrix.ndim != 2 or len(matrix) == 0:
+        raise ValueError(f"features must be a non-empty (N, D) matrix, not {tuple(matrix.shape)}.")
+    broken = ~torch.isfinite(matrix.sum(dim=1))
+    if broken.any():
+        raise NonFiniteFeatures(
+            f"{int(broken.sum())} of {len(matrix)} feature rows contain NaN or infinity, so they "
+            "have no neighbours; the model has probably diverged."
+        )
+    return matrix
+
+
+def order_lists(similarity: np.ndarray, index: np.ndarray, own: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Lists (Q, k) by descending similarity, then ascending index; if ``own``, row i starts with i.
+
+    An image that exact duplicates pushed out of its own list replaces the last entry there.
+    """
+    rank = -similarity
+    if own:
+        index = index.copy()
+        itself = np.arange(len(index))
+        present = index == itself[:, None]
+        missing = ~present.any(axis=1)
+        index[missing, -1] = itself[missing]
+        present[missing, -1] = True
+        rank[present] = -np.inf
+    order = np.lexsort((index, rank), axis=-1)
+    return np.take_along_axis(similarity, order, 1), np.take_along_axis(index, order, 1)
+
+
+def row_blocks(rows: int, width: int) -> Iterator[slice]:
+    """Slices of ``rows`` such that each block of rows x ``width`` stays within BLOCK_ELEMENTS."""
+    size = max(1, min(1024, BLOCK_ELEMENTS // width))
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """float32 products in float32: no gradient, no TF32, no autocast, whatever training uses."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _resolve(backend: str, device: torch.device) -> str:
+    if backend not in ("auto", "faiss", "torch"):
+        raise ValueError(f"unknown k-NN backend '{backend}'; choose auto, faiss or torch.")
+    installed = importlib.util.find_spec("faiss") is not None
+    if backend == "faiss" and not installed:
+        raise ValueError("backend 'faiss' needs faiss, which is not installed; choose auto.")
+    if backend == "auto":
+        return "faiss" if installed and device.type == "cpu" else "torch"
+    return backend
+
+
+def _torch_search(probe: Tensor, bank: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    found = []
+    with full_precision(bank.device):
+        for rows in row_blocks(len(probe), len(bank)):
+            found.append((probe[rows] @ bank.T).topk(k, dim=1))
+    similarity = torch.cat([block.values for block in found])
+    index = torch.cat([block.indices for block in found])
+    return similarity.cpu().numpy(), index.cpu().numpy()
+
+
+def _faiss_search(probe: Tensor, bank: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    import faiss  # optional: the suite runs without it
+
+    xq, xb, metric = probe.cpu().numpy(), bank.cpu().numpy(), faiss.METRIC_INNER_PRODUCT
+    if bank.device.type == "cuda" and hasattr(faiss, "knn_gpu") and faiss.get_num_gpus() > 0:
+        resources = faiss.StandardGpuResources()
+        device = bank.device.index or 0
+        return faiss.knn_gpu(resources, xq, xb, k, metric=metric, device=device)
+    return faiss.knn(xq, xb, k, metric=metric)

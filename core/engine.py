@@ -1,0 +1,320 @@
+"""The training loop, once: label, fill memories, step, keep weights, checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from core import augment
+from core.backbones.batchnorm import set_bn_groups
+from core.checkpoint import Checkpoint
+from core.config import Config, Optimiser, Schedule
+from core.data import Batch, Labels, TrainingData, extract
+from core.distributed import World, from_main, gather_outputs, share_buffers, wait
+from core.method import Method
+from core.neighbors import NonFiniteFeatures
+from core.rng import Streams
+from core.timing import peak_memory
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class RunFailed(RuntimeError):
+    """Training cannot go on for a reason that lies in the run, not in the program: it becomes a row of the table."""
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; saved whole at every epoch's end, so that a resumed history has no seams."""
+
+    epoch: int = 0
+    images_seen: int = 0
+    collapsed: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    failure: str | None = None
+
+
+class Trainer:
+    """Trains one method on one dataset; every random draw is a function of (seed, name, epoch)."""
+
+    def __init__(
+        self,
+        method: Method,
+        data: TrainingData,
+        config: Config,
+        streams: Streams,
+        checkpoint: Checkpoint,
+        world: World,
+    ) -> None:
+        self.method, self.data, self.config = method, data, config
+        self.streams, self.checkpoint, self.world = streams, checkpoint, world
+        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        method.to(world.device, self.dtype)
+        if world.device.type == "cuda":
+            method.to(memory_format=torch.channels_last)
+        self.network = wrap(method, world)
+        self.optimiser = build_optimiser(method, config.optimiser)
+        self.scaler = torch.amp.GradScaler(
+            world.device.type, enabled=config.precision == "fp16" and world.device.type == "cuda"
+        )
+        self.progress = Progress()
+
+    def fit(self) -> Progress:
+        """Train to the end, from the last checkpoint if there is one; a failed run ends with its reason."""
+        self._resume()
+        if self.world.main and self.config.schedule.epochs == 0:
+            self.checkpoint.keep_weights(0, weights_of(self.method))
+        epochs = range(self.progress.epoch, self.config.schedule.epochs)
+        try:
+            for epoch in epochs:
+                self._epoch(epoch)
+        except RunFailed as failure:
+            self.progress.failure = str(failure)
+        return self.progress
+
+    def _resume(self) -> None:
+        state = self.checkpoint.load(self.world.device)
+        if state is None:
+            return
+        self.method.load_state_dict(state["method"])
+        self.method.load_memory_state(state["memory"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+
+    def _save(self) -> None:
+        """The state is complete at an epoch's end: streams are rederived, memories refilled or saved here."""
+        if self.world.main:
+            self.checkpoint.save(
+                {
+                    "method": self.method.state_dict(),
+                    "memory": self.method.memory_state(),
+                    "optimiser": self.optimiser.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    "progress": vars(self.progress),
+                }
+            )
+        wait(self.world)
+
+    def _epoch(self, epoch: int) -> None:
+        labels = self._label(epoch)
+        if labels.new_stage:
+            self.optimiser = build_optimiser(self.method, self.config.optimiser)
+        losses = self._train(epoch, labels) if labels.clusters >= 2 else {}
+        share_buffers(self.method, self.world)
+        self._record(epoch, labels, losses)
+        schedule = self.config.schedule
+        due = (epoch + 1) % schedule.eval_every == 0 or epoch + 1 == schedule.epochs
+        if due and self.world.main:
+            self.checkpoint.keep_weights(epoch + 1, weights_of(self.method))
+        self._save()
+        if self.progress.collapsed >= 2:
+            raise RunFailed(
+                f"fewer than two clusters in epochs {epoch} and {epoch + 1} (the last: {labels.clusters} clusters, "
+                f"{labels.outliers} of {len(self.data)} images outliers); clustering.eps or the initial weights "
+                "do not fit this data"
+            )
+
+    def _label(self, epoch: int) -> Labels:
+        self.method.eval()
+        self.data.new_epoch(partial(self._extract, epoch))
+        if self.world.size > 1:
+            self.data.features()  # a collective: all ranks extract before rank 0 clusters alone
+        try:
+            labels: Labels = from_main(lambda: self.method.label(epoch, self.data), self.world)
+        except NonFiniteFeatures as error:
+            raise RunFailed(f"epoch {epoch + 1}: {error}") from error
+        self.progress.collapsed = self.progress.collapsed + 1 if labels.clusters < 2 else 0
+        self.progress.labels.append(torch.as_tensor(labels.ids))
+        return labels
+
+    def _extract(self, epoch: int) -> dict[str, Tensor]:
+        data, needs = self.data, self.data.needs
+        return extract(
+            self._embed,
+            data.images,
+            self.config.extraction_batch,
+            data.mean,
+            data.std,
+            self.world,
+            cameras=data.cameras("test") if "test" in needs.cameras else None,
+            dtype=self.dtype,
+            describe=f"epoch {epoch + 1} extract" if self.world.main else None,
+        )
+
+    def _embed(self, images: Tensor, cameras: Tensor | None) -> dict[str, Tensor]:
+        with autocast(self.config.precision, self.world.device):
+            return self.method.embed(images, cameras)
+
+    def _train(self, epoch: int, labels: Labels) -> dict[str, float]:
+        """All steps of one epoch; returns the mean of each loss term."""
+        with self.data.timer("memories"), torch.no_grad():
+            self.method.start_epoch(labels, self.data, self.streams.torch("start_epoch", epoch))
+        set_rate(self.optimiser, self.config.optimiser.lr, self.config.schedule, epoch)
+        # Layers with randomness of their own (dropout, drop path) draw from torch's global stream.
+        torch.manual_seed(self.streams.derive(f"layers/{self.world.rank}", epoch))
+        self.method.train()
+        sums: dict[str, float] = {}
+        steps = 0
+        with self.data.timer("train"):
+            for rows in self._progress_bar(epoch, self._batches(epoch, labels)):
+                values = self._step(epoch, rows, labels, steps)
+                sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
+                steps += 1
+        return {name: value / steps for name, value in sums.items()}
+
+    def _batches(self, epoch: int, labels: Labels) -> Iterator[np.ndarray]:
+        """``iterations`` batches, passing over the sampler as often as it takes; or exactly one pass."""
+        rng = self.streams.numpy("sampler", epoch)
+        wanted = self.config.schedule.iterations
+        given = 0
+        while wanted is None or given < wanted:
+            before = given
+            for rows in self.method.batches(labels, self.data, rng):
+                yield rows
+                given += 1
+                if given == wanted:
+                    return
+            if wanted is None:
+                return
+            if given == before:
+                raise RunFailed(f"the sampler gave no batch in epoch {epoch + 1}")
+
+    def _progress_bar(self, epoch: int, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        schedule = self.config.schedule
+        title = f"epoch {epoch + 1}/{schedule.epochs} train"
+        bar: Iterator[np.ndarray] = iter(
+            tqdm(batches, title, schedule.iterations, leave=False, disable=not self.world.main)
+        )
+        return bar
+
+    def _step(self, epoch: int, rows: np.ndarray, labels: Labels, step: int) -> dict[str, float]:
+        batch = self._load(epoch, rows, labels, step)
+        with autocast(self.config.precision, self.world.device):
+            local = self.network(batch)
+        # Memory and loss mathematics stay in float32 (or 64) whatever the network computed in.
+        full = {name: value.to(self.dtype) for name, value in local.items()}
+        output = gather_outputs(full, self.world, len(rows))
+        terms = self.method.loss(output, batch)
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        if not all(math.isfinite(value) for value in values.values()):
+            raise RunFailed(
+                f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {values}; "
+                f"training rows of the batch: {rows.tolist()}"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        with torch.no_grad():
+            detached = {name: value.detach() for name, value in output.items()}
+            self.method.after_step(detached, batch)
+        self.progress.images_seen += len(rows)
+        return values
+
+    def _load(self, epoch: int, rows: np.ndarray, labels: Labels, step: int) -> Batch:
+        """Draw the full batch's augmentation, then decode this rank's part only."""
+        data, device = self.data, self.world.device
+        part = self.world.part(len(rows))
+        indices = torch.as_tensor(rows)
+        pixels = data.images.batch(indices[part])
+        views = []
+        for view in range(data.needs.views):
+            generator = self.streams.torch(f"augment/{view}/{step}", epoch)
+            height, width = pixels.shape[-2:]
+            drawn = augment.draw(self.config.augment, len(rows), height, width, generator)
+            mine = {name: value[part] for name, value in drawn.items()}
+            views.append(augment.apply(pixels, mine, data.mean, data.std).to(self.dtype))
+        if device.type == "cuda":
+            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        cameras = torch.as_tensor(data.cameras("loss")[rows]) if "loss" in data.needs.cameras else None
+        return Batch(
+            images=views,
+            indices=indices.to(device),
+            targets=torch.as_tensor(labels.ids[rows]).to(device),
+            cameras=None if cameras is None else cameras.to(device),
+            extra={name: value[indices].to(device) for name, value in labels.extra.items()},
+            epoch=epoch,
+        )
+
+    def _record(self, epoch: int, labels: Labels, losses: dict[str, float]) -> None:
+        seconds = {f"seconds_{name}": value for name, value in self.data.timer.take().items()}
+        memory = {f"peak_{name}": value for name, value in peak_memory(self.world.device).items()}
+        self.progress.epoch = epoch + 1
+        self.progress.history.append(
+            {
+                "epoch": epoch + 1,
+                "lr": self.optimiser.param_groups[0]["lr"],
+                **{f"loss_{name}": value for name, value in losses.items()},
+                "clusters": labels.clusters,
+                "outliers": labels.outliers,
+                "images_seen": self.progress.images_seen,
+                **seconds,
+                **memory,
+            }
+        )
+
+
+def wrap(method: Method, world: World) -> nn.Module:
+    """The method itself, or DDP over it with each rank's share of the batch-norm groups.
+
+    DDP copies rank 0's running statistics, those of chunk 0, to every rank before each step.
+    """
+    groups = method.config.backbone.bn_groups
+    if world.size == 1:
+        return method
+    if groups % world.size:
+        raise ValueError(
+            f"backbone.bn_groups {groups} cannot be shared out over {world.size} processes: batch-norm statistics "
+            f"are per process, so make it a multiple of {world.size}"
+        )
+    set_bn_groups(method, groups // world.size)
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(method, device_ids=ids)
+
+
+def build_optimiser(method: Method, config: Optimiser) -> torch.optim.Optimizer:
+    """Adam, AdamW or SGD over the method's groups; a group may scale the rate with ``lr_scale``."""
+    groups = [{"lr_scale": 1.0, **group} for group in method.param_groups()]
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(groups, config.lr, weight_decay=config.weight_decay)
+
+
+def rate_factor(schedule: Schedule, epoch: int) -> float:
+    """Share of the base rate in ``epoch`` (from 0): linear warm-up, then steps of ``gamma``."""
+    factor = schedule.gamma ** (epoch // schedule.step) if schedule.step else 1.0
+    if epoch < schedule.warmup:
+        start = schedule.warmup_factor
+        factor *= start + (1 - start) * epoch / schedule.warmup
+    return factor
+
+
+def set_rate(optimiser: torch.optim.Optimizer, lr: float, schedule: Schedule, epoch: int) -> None:
+    """Set the rate as a function of the epoch alone, so that a resumed run needs no scheduler state."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr * group["lr_scale"] * rate_factor(schedule, epoch)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Half precision on CUDA where asked for; float32 (or 64) on the CPU always."""
+    if precision in PRECISIONS and device.type == "cuda":
+        return torch.autocast("cuda", PRECISIONS[precision])
+    return nullcontext()
+
+
+def weights_of(method: Method) -> dict[str, Tensor]:
+    """The method's weights on the CPU, for saving."""
+    return {name: value.detach().cpu().clone() for name, value in method.state_dict().items()}

@@ -1,0 +1,195 @@
+"""Ranking metrics under the Market-1501 rules: CMC, mAP (two definitions), mINP, per-query results.
+
+The metric ranks every gallery row it is given; only images of the same person from the same camera
+as the query are left out. Distractors (id 0000) are wrong matches like any other. Junk (id -1)
+belongs to the protocol, which removes it first with ``drop_junk``; a junk row that is still there
+is a wrong match. Exactly equal distances rank in gallery order. A camera of -1 is unknown and is
+never "the same camera" as another.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from core.distances import DistanceBlock, EvaluationError, checked_block, checked_labels, euclidean_blocks
+from core.manifest import UNKNOWN
+
+CMC_RANKS = 50
+REPORTED_RANKS = (1, 5, 10, 20)
+CHUNK = 256  # queries per block: 16 MB of float32 distances for the Market-1501 gallery
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics as fractions.
+
+    mAP: mean over queries of the precision at each hit; mAP_trapezoid: the AP of the original
+    Market-1501 toolkit; mINP: matches / rank of the last match. cmc: (50,), entry k is the share of
+    queries with a match in the first k+1. per_query: one row per valid query with ``query`` (its
+    index), ``person_id``, ``camera_id``, ``ap``, ``ap_trapezoid``, ``inp``, ``first_match_rank``,
+    ``last_match_rank`` (both from 1) and ``matches``. skipped_queries: those without a correct
+    match in the gallery; they enter no mean.
+    """
+
+    mAP: float
+    mAP_trapezoid: float
+    mINP: float
+    cmc: np.ndarray
+    valid_queries: int
+    skipped_queries: int
+    per_query: pd.DataFrame
+
+    def summary(self) -> dict[str, float | int]:
+        """The figures of a results file."""
+        ranks = {f"rank{k}": float(self.cmc[k - 1]) for k in REPORTED_RANKS}
+        return {
+            "mAP": self.mAP,
+            "mAP_trapezoid": self.mAP_trapezoid,
+            "mINP": self.mINP,
+            **ranks,
+            "valid_queries": self.valid_queries,
+            "skipped_queries": self.skipped_queries,
+        }
+
+
+def average_precision(ranks: np.ndarray) -> float:
+    """Mean of the precisions at the hits; ranks (P,) of all hits, from 1, ascending."""
+    return float((np.arange(1, len(ranks) + 1) / ranks).mean())
+
+
+def average_precision_trapezoid(ranks: np.ndarray) -> float:
+    """AP of the original Market-1501 toolkit.
+
+    Mean over the hits of the average of the precision there and one rank before, the precision
+    before the first rank being 1. ranks (P,) of all hits, from 1, ascending.
+    """
+    hits = np.arange(1, len(ranks) + 1)
+    before = np.where(ranks > 1, (hits - 1) / np.maximum(ranks - 1, 1), 1.0)
+    return float(((before + hits / ranks) / 2).mean())
+
+
+def hit_ranks(distance: np.ndarray, hits: np.ndarray, excluded: np.ndarray) -> np.ndarray:
+    """Ranks (P,), from 1 and ascending, of the gallery indices ``hits`` (P,) by ``distance`` (G,).
+
+    ``excluded`` (E,) indices take no rank. Sorting values alone is several times faster than an
+    argsort, so gallery order is consulted only where a hit shares its distance with another entry.
+    """
+    ranked = distance.copy()
+    ranked[excluded] = np.inf
+    ordered = np.sort(ranked)
+    wanted = ranked[hits]
+    closer = np.searchsorted(ordered, wanted, side="left")
+    tied = np.searchsorted(ordered, wanted, side="right") - closer > 1
+    for k in np.flatnonzero(tied):
+        closer[k] += np.count_nonzero(ranked[: hits[k]] == wanted[k])
+    return np.sort(closer) + 1
+
+
+def evaluate_ranking(
+    distance_block: DistanceBlock,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
+    chunk: int = CHUNK,
+) -> Scores:
+    """Score a ranking given in blocks: ``distance_block(rows)`` is the distances (q, G) of queries.
+
+    Distances may be negative (similarities with their sign turned). One block is held at a time, so
+    memory grows with chunk x G only. Raises EvaluationError for malformed labels or distances, or
+    when no query has a match.
+    """
+    query_ids, query_cameras = checked_labels("query", query_ids, query_cameras)
+    gallery_ids, gallery_cameras = checked_labels("gallery", gallery_ids, gallery_cameras)
+    by_person = np.argsort(gallery_ids, kind="stable")
+    people = gallery_ids[by_person]
+    starts = np.searchsorted(people, query_ids, side="left")
+    ends = np.searchsorted(people, query_ids, side="right")
+
+    def score(query: int, distance: np.ndarray) -> dict[str, float | int] | None:
+        if query_ids[query] == UNKNOWN:  # two unknown people are not known to be the same
+            return None
+        same = by_person[starts[query] : ends[query]]  # ascending, as the sort was stable
+        camera = query_cameras[query]
+        same_camera = (gallery_cameras[same] == camera) & (camera != UNKNOWN)
+        if same_camera.all():
+            return None
+        ranks = hit_ranks(distance, same[~same_camera], same[same_camera])
+        return {
+            "query": query,
+            "person_id": query_ids[query],
+            "camera_id": camera,
+            **_query_scores(ranks),
+        }
+
+    rows: list[dict[str, float | int] | None] = []
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # np.sort releases the interpreter lock
+        for start in range(0, len(query_ids), chunk):
+            queries = range(start, min(start + chunk, len(query_ids)))
+            block = checked_block(distance_block(slice(start, queries.stop)), queries, len(gallery_ids))
+            rows.extend(pool.map(score, queries, block))
+    return _collect(rows)
+
+
+def _query_scores(ranks: np.ndarray) -> dict[str, float | int]:
+    return {
+        "ap": average_precision(ranks),
+        "ap_trapezoid": average_precision_trapezoid(ranks),
+        "inp": len(ranks) / int(ranks[-1]),
+        "first_match_rank": int(ranks[0]),
+        "last_match_rank": int(ranks[-1]),
+        "matches": len(ranks),
+    }
+
+
+def _collect(rows: list[dict[str, float | int] | None]) -> Scores:
+    valid = [row for row in rows if row is not None]
+    if not valid:
+        raise EvaluationError(
+            f"none of the {len(rows)} queries has a correct match in the gallery (same id, another "
+            "camera): check query_ids and gallery_ids, query_cameras and gallery_cameras"
+        )
+    table = pd.DataFrame(valid)
+    first = np.minimum(table["first_match_rank"].to_numpy(), CMC_RANKS + 1)
+    found = np.bincount(first, minlength=CMC_RANKS + 2)[1 : CMC_RANKS + 1]
+    return Scores(
+        mAP=float(table["ap"].mean()),
+        mAP_trapezoid=float(table["ap_trapezoid"].mean()),
+        mINP=float(table["inp"].mean()),
+        cmc=found.cumsum() / len(table),
+        valid_queries=len(table),
+        skipped_queries=len(rows) - len(table),
+        per_query=table,
+    )
+
+
+def evaluate_features(
+    query: np.ndarray | Tensor,
+    gallery: np.ndarray | Tensor,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
+    *,
+    normalise: bool = False,
+    chunk: int = CHUNK,
+) -> Scores:
+    """Score features (Q, D) and (G, D) by Euclidean distance, after L2 if ``normalise``."""
+    for name, features, ids in (("query", query, query_ids), ("gallery", gallery, gallery_ids)):
+        if len(features) != len(ids):
+            raise EvaluationError(f"{name}_features has {len(features)} rows but {name}_ids has {len(ids)}")
+    blocks = euclidean_blocks(query, gallery, normalise=normalise)
+    return evaluate_ranking(blocks, query_ids, gallery_ids, query_cameras, gallery_cameras, chunk)
+
+
+def drop_junk(ids: np.ndarray, *arrays: Any) -> tuple[Any, ...]:
+    """``ids`` and arrays along it, without the rows of id -1: the junk rule of a protocol."""
+    keep = np.flatnonzero(np.asarray(ids) != UNKNOWN)
+    return tuple(array[keep] for array in (np.asarray(ids), *arrays))

@@ -89,7 +89,7 @@ class Manifest:
             "counts": self.counts(),
             "info": dict(self.info),
         }
-        (folder / "dataset.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        (folder / "dataset.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -106,7 +106,7 @@ def read_manifest(folder: Path) -> Manifest:
     strange = sorted(set(table["split"]) - set(SPLITS))
     if strange:
         raise ManifestError(f"{table_path} holds unknown splits {strange}; known are {list(SPLITS)}")
-    record = json.loads(record_path.read_text())
+    record = json.loads(record_path.read_text(encoding="utf-8"))
     root = Path(record["root"])
     return Manifest(
         table=table,

@@ -1,0 +1,36 @@
+"""The datasets, one file each: where its images are, what its names mean, what its counts must be.
+
+``NAME.py``, or ``NAME/dataset.py`` for one that needs a folder, is the dataset NAME and holds its
+``DATASET``. ``base.py`` and files that start with ``_`` are shared helpers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+
+from datasets.base import Dataset, DatasetError
+
+HERE = Path(__file__).parent
+HELPERS = {"base"}
+
+
+def available() -> list[str]:
+    """Names of all datasets."""
+    files = {path.stem for path in HERE.glob("[!_]*.py")} - HELPERS
+    return sorted(files | {path.parent.name for path in HERE.glob("*/dataset.py")})
+
+
+def load(name: str) -> Dataset:
+    """The dataset of that name; an unknown name is an error that suggests the nearest."""
+    names = available()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise DatasetError(f"unknown dataset '{name}'; {hint}known are {', '.join(names)}")
+    in_folder = (HERE / name / "dataset.py").is_file()
+    dataset = importlib.import_module(f"datasets.{name}" + ".dataset" * in_folder).DATASET
+    assert isinstance(dataset, Dataset)
+    assert dataset.name == name
+    return dataset

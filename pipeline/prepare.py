@@ -1,0 +1,141 @@
+"""Write the manifest of a dataset: one row per image, checked against the published counts.
+
+Every dataset but `rendered` is read from --root, the folder that holds, or is, the dataset's own
+folder; nothing there is changed and archives are not opened. `rendered` is drawn into --out first.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+from core.images import UnreadableImages, find_unreadable
+from core.manifest import Manifest, build_manifest
+from datasets.base import (
+    Dataset,
+    DatasetError,
+    check_rows,
+    count_differences,
+    empty_own_folder,
+    find_folder,
+    instructions,
+    listing,
+)
+from pipeline import cli, paths
+
+ALLOW = "--allow-unknown-fingerprint"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0 when the manifest is written."""
+    options = _parser().parse_args(argv)
+    dataset = datasets.load(options.dataset)
+    out = options.out or paths.data(dataset.name)
+    if dataset.name == "rendered":
+        manifest = draw_rendered(dataset, out, options.size, options.world, options.device)
+        status = f"size {options.size}, world {options.world}"
+    else:
+        if options.root is None:
+            raise DatasetError(
+                f"{dataset.name}: pass --root, the folder that holds the dataset.\n"
+                + instructions(dataset, Path("ROOT"))
+            )
+        manifest = read_dataset(dataset, options.root, out, options.fold, options.allow)
+        status = manifest.info["fingerprint_status"]
+    manifest.write(out)
+    print(report(manifest, status))
+    print(f"manifest -> {out / 'manifest.csv'}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("prepare", __doc__ or "")
+    parser.add_argument("--dataset", required=True, help="one of " + ", ".join(datasets.available()))
+    parser.add_argument("--root", type=Path, help="folder that holds, or is, the dataset's own folder")
+    parser.add_argument("--out", type=Path, help="folder to write to; default: data/DATASET")
+    parser.add_argument(
+        ALLOW,
+        action="store_true",
+        dest="allow",
+        help="accept counts or a fingerprint other than the published ones",
+    )
+    parser.add_argument("--fold", type=int, default=0, help="which of the predefined partitions (cuhk03_classic_*)")
+    parser.add_argument("--size", default="small", help="rendered only: tiny, small or large")
+    parser.add_argument("--world", type=int, default=0, help="rendered only: seed of the people and cameras")
+    parser.add_argument("--device", default="cpu", help="rendered only: cpu or cuda")
+    return parser
+
+
+def read_dataset(dataset: Dataset, root: Path, out: Path, fold: int = 0, allow: bool = False) -> Manifest:
+    """The manifest of a dataset on disk, after all checks."""
+    if not 0 <= fold < dataset.folds:
+        raise DatasetError(f"{dataset.name} has the folds 0..{dataset.folds - 1}; --fold {fold} is none of them")
+    folder = find_folder(dataset, root)
+    if dataset.unpack is not None:
+        folder = dataset.unpack(folder, out / "images", fold)
+    manifest = checked_manifest(dataset, folder, {"notices": list(dataset.notices)})
+    differences = count_differences(dataset.expected, manifest.counts())
+    if dataset.fingerprint not in (None, manifest.fingerprint):
+        differences.append(f"fingerprint: found {manifest.fingerprint}, expected {dataset.fingerprint}")
+    if differences and not allow:
+        raise DatasetError(
+            f"{dataset.name}: what lies in {folder} is not the published dataset:\n"
+            f"{listing(differences)}\n"
+            f"Is it complete, and the version that was asked for? Pass {ALLOW} to use it as it is."
+        )
+    info = dict(manifest.info) | {"fingerprint_status": _fingerprint_status(dataset, differences)}
+    if dataset.folds > 1:
+        info["fold"] = fold
+    if differences:
+        info["differences"] = differences
+    return replace(manifest, info=info)
+
+
+def _fingerprint_status(dataset: Dataset, differences: list[str]) -> str:
+    if differences:
+        return "differs from the published dataset"
+    return "unverified" if dataset.fingerprint is None else "verified"
+
+
+def checked_manifest(dataset: Dataset, folder: Path, info: dict[str, Any], fingerprint: str | None = None) -> Manifest:
+    """Index ``folder``; stop on no images, links that leave it and unreadable files."""
+    rows = dataset.index(folder)
+    check_rows(dataset.name, rows, folder)
+    unreadable = find_unreadable([folder / path for path in rows["path"].unique()])
+    if unreadable:
+        raise UnreadableImages(unreadable)
+    return build_manifest(rows, folder.resolve(), dataset.name, fingerprint, info)
+
+
+def draw_rendered(dataset: Dataset, out: Path, size: str, world: int, device: str) -> Manifest:
+    """Draw a world below ``out`` and read it back through the parser of real data."""
+    from datasets import rendered  # the renderer loads only when something is drawn
+
+    images = out / "images"
+    empty_own_folder(images)
+    info = rendered.write(images, size=size, world=world, device=device, progress=True)
+    fingerprint = info.pop("fingerprint")
+    rendered.contact_sheet(images, out / "contact_sheet.png")
+    return checked_manifest(dataset, images, info, fingerprint)
+
+
+def report(manifest: Manifest, status: str) -> str:
+    """Counts per split, the fingerprint and the notices, for a terminal."""
+    lines = [
+        f"{manifest.name}: {manifest.root}",
+        f"{'split':<10}{'images':>10}{'ids':>8}{'cameras':>9}",
+    ]
+    for split, counts in manifest.counts().items():
+        lines.append(f"{split:<10}{counts['images']:>10,}{counts['identities']:>8,}{counts['cameras']:>9}")
+    lines.append(f"fingerprint {manifest.fingerprint} ({status})")
+    lines += [f"differs: {line}" for line in manifest.info.get("differences", [])]
+    lines += [f"notice: {notice}" for notice in manifest.info.get("notices", [])]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

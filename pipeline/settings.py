@@ -1,0 +1,133 @@
+"""From params.yaml and a run's name to its resolved configuration."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import methods
+from core.checkpoint import source_hash
+from core.config import Config, ConfigError, Patch, parse_assignments, resolve
+from pipeline.paths import ROOT
+
+SECTIONS = ("datasets", "variants", "ablations")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell's settings. ``name`` is METHOD or METHOD-VARIANT, as in params.yaml and stage names."""
+
+    name: str
+    method: str
+    variant: str
+    backbone: str
+    profile: str
+    dataset: str
+    config: Config
+
+    @property
+    def title(self) -> str:
+        """As printed: method:variant@backbone."""
+        return f"{self.method}:{self.variant}@{self.backbone}"
+
+    def record(self) -> dict[str, Any]:
+        """Plain dict for results, with the configuration's hash."""
+        return {**asdict(self), "config_hash": self.config.digest()}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; raises ConfigError when the file is missing or holds something else."""
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist")
+    try:
+        record = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if record is None:
+        return {}
+    if not isinstance(record, dict):
+        raise ConfigError(f"{path} must hold keys and values at its top level")
+    return record
+
+
+def method_config(method: str) -> dict[str, Any]:
+    """``methods/NAME/config.yaml``."""
+    return read_yaml(methods.folder(method) / "config.yaml")
+
+
+def variants(method: str) -> list[str]:
+    """Variant names of a method, the default first; a method without any has one, called ``default``."""
+    return list(method_config(method).get("variants") or {"default": {}})
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """``hhcl-paper`` -> (``hhcl``, ``paper``); ``hhcl`` -> its default variant, the first in its config.yaml.
+
+    An ablation row is named like a variant. Raises ConfigError naming what is known.
+    """
+    method, _, variant = name.partition("-")
+    known = variants(method)
+    extra = list(method_config(method).get("ablations") or {})
+    if variant and variant not in known + extra:
+        near = difflib.get_close_matches(variant, known + extra, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"variants: {known}; ablations: {extra}"
+        raise ConfigError(f"{method} has no variant '{variant}'; {hint}")
+    return method, variant or known[0]
+
+
+def profile_settings(profile: str) -> dict[str, Any]:
+    """``profiles/NAME.yaml``: ``train`` and ``pretrain`` patches, and what pre-training starts from."""
+    folder = ROOT / "profiles"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if profile not in known:
+        raise ConfigError(f"no profile is called '{profile}'; known: {', '.join(known)}")
+    settings = read_yaml(folder / f"{profile}.yaml")
+    unknown = set(settings) - {"start_from", "train", "pretrain"}
+    if unknown:
+        raise ConfigError(f"profiles/{profile}.yaml: unknown keys {sorted(unknown)}")
+    return settings
+
+
+def resolve_run(
+    name: str,
+    dataset: str,
+    params: Mapping[str, Any],
+    stage: str = "train",
+    assignments: Sequence[str] = (),
+    backbone: str | None = None,
+) -> Run:
+    """Stack the layers: core defaults, method, dataset override, variant, profile, params.yaml, command line.
+
+    ``stage`` is ``train`` or ``pretrain`` and picks the profile's patch. Raises ConfigError naming layer and key.
+    """
+    method, variant = split_name(name)
+    file = f"methods/{method}/config.yaml"
+    written = method_config(method)
+    own = {key: value for key, value in written.items() if key not in SECTIONS}
+    override = (written.get("datasets") or {}).get(dataset) or {}
+    named = {**(written.get("variants") or {}), **(written.get("ablations") or {})}
+    profile = params.get("profile", "published")
+    patches = [
+        Patch(file, own, paper=True),
+        Patch(f"{file} (datasets.{dataset})", override, paper=True),
+        Patch(f"{file} (variant {variant})", named.get(variant) or {}, paper=True),
+        Patch(f"profiles/{profile}.yaml", profile_settings(profile).get(stage) or {}, paper=False),
+    ]
+    if method == "warm_start":  # it stays untrained whatever the profile's schedule
+        patches.append(Patch(file, {"schedule": own["schedule"]}, paper=False))
+    if backbone:
+        patches.append(Patch("--backbone", {"backbone": {"name": backbone}}, paper=False))
+    patches.append(Patch("params.yaml (overrides)", params.get("overrides") or {}, paper=False))
+    patches.append(Patch("--set", parse_assignments(assignments), paper=False))
+    config = resolve(patches, methods.load(method).Settings)
+    return Run(name, method, variant, config.backbone.name, profile, dataset, config)
+
+
+def code_hash(method: str) -> str:
+    """Hash of the code that decides a run's numbers: the core's and the method's."""
+    return source_hash([ROOT / "core", methods.folder(method) / "method.py"])

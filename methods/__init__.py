@@ -1,0 +1,39 @@
+"""The surveyed methods, one folder each; the folder's name is the method's name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from pathlib import Path
+
+from core.method import Method
+
+HERE = Path(__file__).parent
+
+
+def available() -> list[str]:
+    """Names of all methods."""
+    return sorted(path.parent.name for path in HERE.glob("*/method.py"))
+
+
+def folder(name: str) -> Path:
+    """The method's folder; raises ValueError naming the nearest method when there is none."""
+    if name not in available():
+        near = difflib.get_close_matches(name, available(), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(available())}"
+        raise ValueError(f"no method is called '{name}'; {hint}")
+    return HERE / name
+
+
+def load(name: str) -> type[Method]:
+    """The one Method subclass that ``methods/NAME/method.py`` defines."""
+    folder(name)
+    module = importlib.import_module(f"methods.{name}.method")
+    found = [
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, Method) and member.__module__ == module.__name__
+    ]
+    assert len(found) == 1, f"methods/{name}/method.py must define exactly one Method, not {found}"
+    return found[0]

@@ -1,0 +1,106 @@
+"""Test a trained run on query and gallery, or rank any system's features under a protocol.
+
+A run is scored at every epoch whose weights it kept: the last one is the headline, the best one on the test split is
+reported beside it under that name. `--features FILE.npz --protocol NAME` needs no run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from core import distributed
+from core.manifest import read_manifest
+from pipeline import cli, paths
+from pipeline.scoring import score_run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0 when the metrics are written; a failed run's metrics say ``status: failed``."""
+    arguments = cli.parser("evaluate", __doc__ or "")
+    arguments.add_argument("--method", help="METHOD or METHOD-VARIANT, as given to train")
+    arguments.add_argument("--dataset", help="the dataset it was trained on")
+    arguments.add_argument("--seed", type=int, default=0, help="the seed it was trained with")
+    arguments.add_argument("--trained", type=Path, help="folder of `train`")
+    arguments.add_argument(
+        "--data",
+        type=Path,
+        help="folder of `prepare` to test on; another dataset's for cross-domain",
+    )
+    arguments.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking as well")
+    arguments.add_argument("--protocol", help="with --features: a file of protocols/")
+    arguments.add_argument("--features", type=Path, help="npz with features, ids and cameras")
+    arguments.add_argument("--normalize", action="store_true", help="L2-normalise --features first")
+    arguments.add_argument("--out", type=Path, help="folder, or with --features the JSON file to write")
+    arguments.add_argument("--cache", type=Path, default=paths.CACHE, help="decoded images")
+    arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings file")
+    cli.add_machine_arguments(arguments)
+    options = arguments.parse_args(argv)
+    if options.features:
+        return evaluate_features(options)
+    if not (options.method and options.dataset):
+        arguments.error("give --method and --dataset, or --protocol and --features")
+
+    torch.set_num_threads(options.threads or cli.read_yaml(options.params)["threads"])
+    trained = options.trained or paths.trained(options.method, options.dataset, options.seed)
+    data = options.data or paths.data(options.dataset)
+    out = options.out or paths.evaluated(options.method, options.dataset, options.seed)
+    world = distributed.start(options.device)
+    result, per_query, curves = score_run(trained, read_manifest(data), world, options.cache, options.rerank)
+    write(out, result, per_query, curves)
+    print(headline(result))
+    return 0
+
+
+def headline(result: dict[str, Any]) -> str:
+    """One line for the person waiting."""
+    title = f"{result['run']['name']} on {result['tested_on']['name']}, seed {result['seed']}"
+    if result["status"] == "failed":
+        return f"{title}: failed: {result['reason']}"
+    last = result["selection"]["last"]
+    return f"{title}: mAP {100 * last['mAP']:.1f}, rank-1 {100 * last['rank1']:.1f} (last epoch)"
+
+
+def write(out: Path, result: dict[str, Any], per_query: pd.DataFrame | None, curves: pd.DataFrame) -> None:
+    """``result.json`` (everything), ``metrics.json`` (what `dvc metrics` shows), and the two side files."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    chosen = result["selection"]
+    metrics = {
+        "status": result["status"],
+        **{key: chosen["last"][key] for key in ("mAP", "rank1", "rank5", "rank10", "mINP")},
+        "best_on_test": {key: chosen["best_on_test"][key] for key in ("epoch", "mAP", "rank1")},
+        "images_seen": result["cost"]["images_seen"],
+    }
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    columns = ["query", "person_id", "camera_id", "ap"]
+    table = per_query if per_query is not None else pd.DataFrame(columns=columns)
+    table.to_csv(out / "queries.csv", index=False)
+    curves.to_csv(out / "curves.csv", index=False)
+
+
+def evaluate_features(options: Any) -> int:
+    """Rank a feature file under a named protocol."""
+    from protocols.run import evaluate_feature_file
+
+    from protocols import load
+
+    if not options.protocol or not options.out:
+        raise ValueError("--features needs --protocol NAME and --out FILE.json")
+    summary, per_query = evaluate_feature_file(load(options.protocol), options.features, options.normalize)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(summary, indent=2) + "\n")
+    side = options.out.with_suffix(".queries.csv")
+    per_query.to_csv(side, index=False)
+    print(json.dumps(summary, indent=2))
+    print(f"per-query results: {side}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,154 @@
+"""Gather all runs into one table: CSV for machines, Markdown for people, curves as a picture."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import methods
+from core.results import Result
+from pipeline import cli, paths
+from pipeline.compare import NOTE as COMPARISON_NOTE
+from pipeline.compare import compare, difference_table, to_baseline
+from pipeline.table import leaderboard, published, quarantined, read_results
+
+SHOWN = {
+    "method": "method",
+    "variant": "variant",
+    "backbone": "backbone",
+    "seeds": "seeds",
+    "mAP_mean": "mAP",
+    "mAP_sd": "sd",
+    "rank1_mean": "rank-1",
+    "rank5_mean": "rank-5",
+    "mINP_mean": "mINP",
+    "mAP_best_on_test_mean": "mAP best-on-test",
+    "camera_use": "cameras",
+    "fidelity": "fidelity",
+    "initial_weights": "initial weights",
+    "images_seen": "images seen",
+    "minutes": "minutes",
+    "status": "status",
+}
+NOTE = (
+    "mAP, rank-k and mINP in percent, last epoch; sd over seeds. `best-on-test` picks the epoch on the test split, as "
+    "papers do, and is no headline. `cameras`: where the method uses camera labels."
+)
+PUBLISHED_NOTE = (
+    "What the papers print for their own data, beside which nothing above may be put: `rendered` is drawn, not "
+    "photographed."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write leaderboard.csv and .md, and print the table."""
+    arguments = cli.parser("leaderboard", __doc__ or "")
+    arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
+    arguments.add_argument("--out", type=Path, default=Path("results"), help="folder to write")
+    options = arguments.parse_args(argv)
+    params = cli.read_yaml(options.params)
+    results = read_results(params["runs"], params["datasets"], params["seeds"])
+    for line in quarantined(results):
+        print(line, file=sys.stderr)
+    table = compared_table(results)
+    options.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out / "leaderboard.csv", index=False)
+    text = markdown(table)
+    (options.out / "leaderboard.md").write_text(text)
+    draw_curves(params, [result.record for result in results], options.out / "curves.png")
+    print(text)
+    return 0
+
+
+def compared_table(results: Sequence[Result]) -> pd.DataFrame:
+    """The leaderboard with every row's difference to its baseline in the last columns."""
+    return to_baseline(leaderboard([result.record for result in results]), compare(results, every_pair=False))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The leaderboard and the published numbers of its methods, one section per dataset and profile."""
+    sections = ["# Leaderboard", ""]
+    for (dataset, profile), part in table.groupby(["dataset", "profile"], sort=False):
+        sections += [f"## {dataset}, profile {profile}", "", NOTE, "", main_table(part), ""]
+        compared = part.dropna(subset=["baseline"])
+        if len(compared):
+            title = f"### Differences to the baseline: {dataset}, profile {profile}"
+            sections += [title, "", COMPARISON_NOTE, "", difference_table(named(compared)), ""]
+    names = list(dict.fromkeys(table["method"]))
+    sections += ["## Published numbers", "", PUBLISHED_NOTE, "", published_table(names), ""]
+    return "\n".join(sections)
+
+
+def main_table(part: pd.DataFrame) -> str:
+    """Markdown of the columns worth reading at a glance."""
+    shown = part[list(SHOWN)].rename(columns=SHOWN)
+    formats = {"mAP": ".1f", "sd": ".1f", "rank-1": ".1f", "rank-5": ".1f", "mINP": ".1f"}
+    formats |= {"mAP best-on-test": ".1f", "images seen": ".0f", "minutes": ".1f"}
+    for column, form in formats.items():
+        shown[column] = [text(value, form) for value in shown[column]]
+    shown["fidelity"] = [value if isinstance(value, str) else "reference" for value in shown["fidelity"]]
+    return shown.to_markdown(index=False, disable_numparse=True)
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """Leaderboard rows as `compare` names them: A is the row, B its baseline."""
+    titles = [f"{row.method}:{row.variant}@{row.backbone}" for row in table.itertuples()]
+    return table.assign(a=titles, b=table["baseline"])
+
+
+def text(value: Any, form: str) -> str:
+    """A number as printed; what does not exist is a dash."""
+    return "-" if pd.isna(value) else format(value, form)
+
+
+def published_table(names: Sequence[str]) -> str:
+    """Markdown of ``published.yaml`` of the named methods, with where each number was read."""
+    rows = []
+    for name in names:
+        for entry in published(name).get("rows", []):
+            numbers = {k: text(entry.get(k), ".1f") for k in ("mAP", "rank1", "rank5", "rank10")}
+            rows.append(
+                {
+                    "method": name,
+                    "variant": entry["variant"],
+                    "dataset": entry["dataset"],
+                    "backbone": entry["backbone"],
+                    **numbers,
+                    "source": entry["source"],
+                }
+            )
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) if rows else "None."
+
+
+def draw_curves(params: dict[str, Any], records: Sequence[dict[str, Any]], file: Path) -> None:
+    """Test mAP and pseudo-label quality per epoch, one line per run (its first seed)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    panels = {"mAP": "test mAP", "audit_ari": "pseudo-label ARI", "clusters": "clusters"}
+    seed = params["seeds"][0]
+    for record in records:
+        run = record["run"]
+        if record["seed"] != seed or run["method"] not in methods.available():
+            continue
+        folder = paths.evaluated(run["name"], run["dataset"], seed)
+        curves = pd.read_csv(folder / "curves.csv")
+        for axis, (column, title) in zip(axes, panels.items(), strict=True):
+            axis.set(title=title, xlabel="epoch")
+            if column in curves and len(curves.dropna(subset=[column])) > 1:
+                line = curves.dropna(subset=[column])
+                axis.plot(line["epoch"], line[column], marker=".", label=run["name"])
+    axes[0].legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

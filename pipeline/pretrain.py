@@ -1,0 +1,104 @@
+"""Make the weights that training on a dataset starts from.
+
+A dataset with a labelled `source` split gives a warm start trained on it; any other starts from the weights that
+the profile names (ImageNet, or a checkpoint file).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from core import distributed
+from core.backbones.weights import Weights, find_weights, load_weights
+from core.config import ConfigError
+from core.manifest import read_manifest
+from core.rng import Streams
+from pipeline import cli, paths, training
+from pipeline.settings import Run, profile_settings, resolve_run
+
+METHOD = "supervised-source"
+SEED = 0  # one warm start per backbone: a run's seed varies its own training only
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0 when the weights are written."""
+    arguments = cli.parser("pretrain", __doc__ or "")
+    cli.add_run_arguments(arguments)
+    arguments.add_argument("--data", type=Path, help="folder of `prepare`; default: data/DATASET")
+    arguments.add_argument(
+        "--start-from",
+        help="nothing, imagenet, luperson=FILE, or a checkpoint FILE; default: the profile's",
+    )
+    arguments.add_argument("--out", type=Path, help="default: initial/DATASET-BACKBONE")
+    arguments.add_argument("--cache", type=Path, default=paths.CACHE, help="images and checkpoints")
+    options = arguments.parse_args(argv)
+
+    params = cli.read_params(options)
+    backbone = options.backbone or params["backbones"]["cnn"]
+    run = resolve_run(METHOD, options.dataset, params, "pretrain", options.assignments, backbone)
+    torch.set_num_threads(options.threads or params["threads"])
+    manifest = read_manifest(options.data or paths.data(options.dataset))
+    out = options.out or paths.initial(options.dataset, run.backbone)
+    start = starting_weights(run, options.start_from, out)
+    if not manifest.has("source"):
+        if start.weights is None:
+            raise ConfigError(
+                f"'{manifest.name}' has no labelled source split and profile '{run.profile}' starts from nothing, so "
+                "training would begin at random weights; pass --start-from imagenet or a checkpoint file"
+            )
+        print(f"initial weights for {manifest.name}: {start.source} -> {out}")
+        return 0
+    world = distributed.start(options.device)
+    try:
+        scratch = out / "pretraining"
+        record = training.train(run, manifest, start, options.seed, scratch, world, options.cache)
+        if record["status"] == "failed":
+            raise RuntimeError(f"pre-training failed: {record['reason']}")
+        if world.main:
+            publish(run, scratch, start, manifest.name, out)
+            print(f"warm start of {run.backbone} on {manifest.name} source -> {out}")
+    finally:
+        distributed.finish(world)
+    return 0
+
+
+def starting_weights(run: Run, asked: str | None, out: Path) -> training.Initial:
+    """What pre-training, or training without a source split, starts from; written to ``out`` unless nothing."""
+    name = asked or profile_settings(run.profile)["start_from"]
+    if name == "nothing":
+        return training.Initial(None, "random", None)
+    entry, path = find_start(name, run.backbone)
+    method = training.build_method(run, 1, Streams(SEED), None)
+    report = load_weights(method.embedder, entry, path, download=path is None)
+    source = entry.source if path is None else f"{entry.source}, {path.name} {report.sha256[:8]}"
+    like = training.Initial(None, source, None, entry.mean, entry.std)
+    return training.save_initial(method.embedder.state_dict(), source, out, like)
+
+
+def find_start(name: str, backbone: str) -> tuple[Weights, Path | None]:
+    """``imagenet`` -> torchvision's weights of the backbone; ``ENTRY=FILE`` or ``FILE`` -> a user's checkpoint."""
+    if name == "imagenet":
+        return find_weights(f"imagenet_{backbone}"), None
+    entry, equals, path = name.partition("=")
+    return (find_weights(entry), Path(path)) if equals else (find_weights("checkpoint"), Path(name))
+
+
+def publish(run: Run, scratch: Path, start: training.Initial, dataset: str, out: Path) -> None:
+    """Keep the last epoch's embedder as the initial weights of every run on this dataset."""
+    last = max((scratch / "weights").glob("epoch_*.pt"))
+    state = torch.load(last, map_location="cpu", weights_only=True)
+    prefix = "embedder."
+    embedder = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    source = f"{dataset} source, labelled"
+    if start.weights is not None:
+        source += f" (from {start.source})"
+    training.save_initial(embedder, source, out, start)
+    for path in (scratch / "weights").glob("epoch_*.pt"):
+        path.unlink()
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

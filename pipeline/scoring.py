@@ -1,0 +1,193 @@
+"""Scores of a trained run at every kept epoch, and the audit of its pseudo-labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import methods
+from core.audit import audit
+from core.config import Patch, resolve
+from core.data import extract
+from core.distributed import World
+from core.engine import autocast
+from core.evaluation import Scores, evaluate_features, evaluate_ranking
+from core.images import ImageStore, load_images
+from core.manifest import Manifest
+from core.method import Method
+from core.provenance import provenance
+from core.rerank import Reranked
+from core.rng import Streams
+from pipeline import paths
+from pipeline.settings import Run
+from pipeline.training import build_method, known_cameras
+
+NO_SCORES: dict[str, Any] = {
+    "epoch": None,
+    **dict.fromkeys(("mAP", "mAP_trapezoid", "mINP", "rank1", "rank5", "rank10", "rank20")),
+    "valid_queries": None,
+    "skipped_queries": None,
+}
+
+
+def score_run(
+    trained: Path, manifest: Manifest, world: World, cache: Path, rerank: bool = False
+) -> tuple[dict[str, Any], pd.DataFrame | None, pd.DataFrame]:
+    """Score the run in folder ``trained`` on the manifest's query and gallery.
+
+    Returns the result record (``selection.last`` is the headline, ``selection.best_on_test`` the published habit,
+    labelled as such), the per-query table of the last epoch (None for a failed run) and one row per epoch of
+    training curves: losses, clusters, the audit against ground truth, and test scores where weights were kept.
+
+    Raises FileNotFoundError when the run is not there.
+    """
+    if not (trained / "train.json").is_file():
+        raise FileNotFoundError(f"{trained} holds no trained run; run `python -m pipeline.train` first")
+    record = json.loads((trained / "train.json").read_text())
+    run, method = load_method(record)
+    curves = read_history(trained)
+    if manifest.name == record["data"]["name"]:
+        curves = curves.merge(audit_labels(trained, manifest, run), how="left", on="epoch")
+    test = TestSplit(manifest, run, record, world, cache)
+    scores: dict[int, Scores] = {}
+    for file in tqdm(sorted((trained / "weights").glob("epoch_*.pt")), "evaluate", leave=False):
+        method.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        scores[int(file.stem.removeprefix("epoch_"))] = test.score(method)
+    selection: dict[str, Any] = select(scores)
+    last = scores[max(scores)] if scores and record["status"] == "ok" else None
+    if record["status"] == "failed":
+        selection = {"last": NO_SCORES, "best_on_test": selection["best_on_test"]}
+    if rerank and last is not None:  # the method still holds the last epoch's weights
+        selection["last_reranked"] = {
+            "epoch": max(scores),
+            **test.score(method, rerank=True).summary(),
+        }
+    result = {
+        **record,
+        "tested_on": {"name": manifest.name, "fingerprint": manifest.fingerprint, **manifest.info},
+        "selection": selection,
+        "evaluated_with": provenance(world, paths.ROOT),
+    }
+    rows = pd.DataFrame([{"epoch": epoch, **s.summary()} for epoch, s in scores.items()])
+    if len(rows):
+        rows = rows.drop(columns=["valid_queries", "skipped_queries"])
+        curves = curves.merge(rows, how="outer", on="epoch").sort_values("epoch")
+    return result, None if last is None else last.per_query, curves
+
+
+def select(scores: dict[int, Scores]) -> dict[str, dict[str, Any]]:
+    """The last epoch, and the one with the highest test mAP (the earliest of equals)."""
+    if not scores:
+        return {"last": NO_SCORES, "best_on_test": NO_SCORES}
+    best = max(sorted(scores), key=lambda epoch: scores[epoch].mAP)
+    chosen = {"last": max(scores), "best_on_test": best}
+    return {rule: {"epoch": epoch, **scores[epoch].summary()} for rule, epoch in chosen.items()}
+
+
+def load_method(record: dict[str, Any]) -> tuple[Run, Method]:
+    """The run and its untrained method, from the record that training wrote."""
+    fields = {key: value for key, value in record["run"].items() if key != "config_hash"}
+    patch = Patch("train.json", fields.pop("config"), paper=True)
+    config = resolve([patch], methods.load(fields["method"]).Settings)
+    run = Run(**fields, config=config)
+    return run, build_method(run, record["capacity"], Streams(record["seed"]), None)
+
+
+def read_history(trained: Path) -> pd.DataFrame:
+    """The epoch history of a run; empty, with its key column, for a run of no epoch."""
+    text = (trained / "history.csv").read_text().strip()
+    return pd.read_csv(trained / "history.csv") if text else pd.DataFrame({"epoch": []}, dtype=int)
+
+
+def audit_labels(trained: Path, manifest: Manifest, run: Run) -> pd.DataFrame:
+    """The audit of every epoch's pseudo-labels against ``train``'s ground truth; nothing of it reaches training."""
+    labels = np.load(trained / "labels.npz")["labels"]
+    rows = manifest.split(methods.load(run.method).needs(run.config).trains_on)
+    people, cameras = rows["person_id"].to_numpy(), rows["camera_id"].to_numpy()
+    audited = []
+    for epoch, current in enumerate(labels):
+        previous = labels[epoch - 1] if epoch else None
+        values = audit(current, people, cameras if (cameras >= 0).all() else None, previous)
+        values = {f"audit_{name}": value for name, value in values.items()}
+        audited.append({"epoch": epoch + 1, **values})
+    return pd.DataFrame(audited) if audited else pd.DataFrame({"epoch": []}, dtype=int)
+
+
+class TestSplit:
+    """Query and gallery images of a dataset, decoded once, against which methods are scored."""
+
+    __test__ = False  # not a pytest class, whatever its name
+
+    def __init__(self, manifest: Manifest, run: Run, record: dict[str, Any], world: World, cache: Path) -> None:
+        self.world, self.run, self.manifest = world, run, manifest
+        self.mean, self.std = tuple(record["input"]["mean"]), tuple(record["input"]["std"])
+        self.needs = methods.load(run.method).needs(run.config)
+        size = run.config.input
+        self.rows = {name: manifest.split(name) for name in ("query", "gallery")}
+        self.images = {
+            name: ImageStore(load_images(manifest, name, size.height, size.width, cache / "images"), world.device)
+            for name in self.rows
+        }
+
+    def score(self, method: Method, rerank: bool = False) -> Scores:
+        """Rank gallery for every query with the method's features and distance; touches no RNG and no BN state."""
+        dtype = torch.float64 if self.run.config.precision == "fp64" else torch.float32
+        method.to(self.world.device, dtype).eval()
+        query = self._embed(method, "query", dtype)
+        gallery = self._embed(method, "gallery", dtype)
+        labels = [
+            self.rows[name][column].to_numpy() for column in ("person_id", "camera_id") for name in ("query", "gallery")
+        ]
+        if rerank:
+            return evaluate_ranking(Reranked(query["feature"], gallery["feature"]).block, *labels)
+        block = self._own_distance(method, query, gallery)
+        if block is None:
+            return evaluate_features(query["feature"].float(), gallery["feature"].float(), *labels)
+        return evaluate_ranking(block, *labels)
+
+    def _embed(self, method: Method, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        cameras = None
+        if "test" in self.needs.cameras:
+            cameras = known_cameras(self.manifest, name, self.needs)
+
+        def embed(images: Tensor, seen: Tensor | None) -> dict[str, Tensor]:
+            with autocast(self.run.config.precision, self.world.device):
+                return method.embed(images, seen)
+
+        outputs = extract(
+            embed,
+            self.images[name],
+            self.run.config.extraction_batch,
+            self.mean,
+            self.std,
+            self.world,
+            cameras,
+            dtype,
+        )
+        if cameras is not None:
+            outputs["camera"] = torch.as_tensor(cameras)
+        return outputs
+
+    @staticmethod
+    def _own_distance(
+        method: Method, query: dict[str, Tensor], gallery: dict[str, Tensor]
+    ) -> Callable[[slice], Tensor] | None:
+        """The method's distance in blocks of queries, or None where it leaves ranking to the features."""
+        if type(method).distance is Method.distance:
+            return None
+
+        def block(rows: slice) -> Tensor:
+            part = {name: value[rows] for name, value in query.items()}
+            distance = method.distance(part, gallery)
+            assert distance is not None
+            return distance.cpu()
+
+        return block

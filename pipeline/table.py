@@ -1,0 +1,157 @@
+"""From the result files of single runs to one row per method, variant, backbone, profile and dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import methods
+from core.results import Result, read_result
+from pipeline import paths
+from pipeline.settings import read_yaml, variants
+
+METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
+KEY = ["method", "variant", "backbone", "profile", "dataset"]
+COLUMNS = [
+    *KEY,
+    "seeds",
+    "mAP_mean",
+    "mAP_sd",
+    "rank1_mean",
+    "rank5_mean",
+    "rank10_mean",
+    "mINP_mean",
+    "published_mAP",
+    "published_rank1",
+    "camera_use",
+    "fidelity",
+    "initial_weights",
+    "selection",
+    "images_seen",
+    "minutes",
+    "peak_memory_gib",
+    "status",
+    "mAP_best_on_test_mean",
+    "images_per_second",
+    "bn_groups",
+    "batch",
+]
+# The two rows that frame the others: no training, and training with the labels.
+FLOOR, CEILING = "warm_start", "supervised"
+
+
+def read_results(runs: Sequence[str], datasets: Sequence[str], seeds: Sequence[int]) -> list[Result]:
+    """Checked results of the runs that params.yaml asks for; raises FileNotFoundError for one that is missing."""
+    return [read_result(paths.evaluated(run, dataset, seed)) for dataset in datasets for run in runs for seed in seeds]
+
+
+def quarantined(results: Sequence[Result]) -> list[str]:
+    """One line per result whose files contradict themselves, for whoever prints the table."""
+    return [f"quarantined: {result.record['reason']}" for result in results if result.record["status"] == "quarantined"]
+
+
+def leaderboard(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row per KEY with COLUMNS; metrics and published numbers in percent, as papers print them."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        run = record["run"]
+        groups.setdefault(tuple(run[name] for name in KEY), []).append(record)
+    rows = [row(group) for group in sorted(groups.values(), key=lambda group: place(group[0]["run"]))]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def place(run: dict[str, Any]) -> tuple[Any, ...]:
+    """Order of rows: warm start first, supervised bound last, a method's default variant before its others."""
+    rank = {FLOOR: 0, CEILING: 2}.get(run["method"], 1)
+    names = variants(run["method"])
+    variant = names.index(run["variant"]) if run["variant"] in names else len(names)
+    return (
+        run["dataset"],
+        run["profile"],
+        run["backbone"],
+        rank,
+        run["method"],
+        variant,
+        run["variant"],
+    )
+
+
+def row(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row of one group of seeds; means and sd are over the seeds that finished."""
+    first = group[0]
+    run, config = first["run"], first["run"]["config"]
+    done = [record for record in group if record["status"] == "ok"]
+    last = {name: [100 * record["selection"]["last"][name] for record in done] for name in METRICS}
+    best = [100 * record["selection"]["best_on_test"]["mAP"] for record in done]
+    published = published_row(run["method"], run["variant"], run["backbone"], run["dataset"])
+    trains = first["cost"]["images_seen"] > 0
+    return {
+        **{name: run[name] for name in KEY},
+        "seeds": len(group),
+        **{f"{name}_mean": mean(values) for name, values in last.items()},
+        "mAP_sd": float(np.std(last["mAP"], ddof=1)) if len(done) > 1 else None,
+        "published_mAP": published.get("mAP"),
+        "published_rank1": published.get("rank1"),
+        "camera_use": "+".join(first["needs"]["cameras"]) or "none",
+        "fidelity": fidelity(run["method"], run["variant"]),
+        "initial_weights": first["initial"]["source"],
+        "selection": "last",
+        "images_seen": mean([record["cost"]["images_seen"] for record in group]),
+        "minutes": mean([record["cost"]["seconds_total"] / 60 for record in group]),
+        "peak_memory_gib": peak([record["cost"] for record in group]),
+        "status": status(group),
+        "mAP_best_on_test_mean": mean(best),
+        "images_per_second": mean([throughput(record) for record in group]) if trains else None,
+        "bn_groups": config["backbone"]["bn_groups"],
+        "batch": config["sampler"]["identities"] * config["sampler"]["instances"] if trains else None,
+    }
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Mean, or None of nothing."""
+    return float(np.mean(values)) if len(values) else None
+
+
+def throughput(record: dict[str, Any]) -> float:
+    """Images seen per second of the whole run, labelling included."""
+    return record["cost"]["images_seen"] / max(record["cost"]["seconds_total"], 1e-9)
+
+
+def peak(costs: Sequence[dict[str, Any]]) -> float | None:
+    """Largest peak of host (CPU runs) or device memory over the runs, in GiB; None for a run of no epoch."""
+    peaks = [cost.get("peak_device_bytes", cost.get("peak_host_bytes")) for cost in costs]
+    known = [value for value in peaks if value is not None]
+    return max(known) / 2**30 if known else None
+
+
+def status(group: Sequence[dict[str, Any]]) -> str:
+    """``ok``, or how many seeds failed or were quarantined and why the first was."""
+    told = []
+    for state in ("failed", "quarantined"):
+        bad = [record for record in group if record["status"] == state]
+        if bad:
+            told.append(f"{state} ({len(bad)} of {len(group)} seeds): {bad[0]['reason']}")
+    return "; ".join(told) or "ok"
+
+
+def published(method: str) -> dict[str, Any]:
+    """``methods/NAME/published.yaml``; empty for the reference rows, which no paper published."""
+    file = methods.folder(method) / "published.yaml"
+    return read_yaml(file) if file.is_file() else {}
+
+
+def published_row(method: str, variant: str, backbone: str, dataset: str) -> dict[str, Any]:
+    """The paper's own numbers on this dataset with this backbone, in percent; empty where it has none."""
+    for entry in published(method).get("rows", []):
+        if (entry["dataset"], entry["variant"], entry["backbone"]) == (dataset, variant, backbone):
+            return dict(entry)
+    return {}
+
+
+def fidelity(method: str, variant: str) -> str | None:
+    """``official-code parity``, ``paper equations`` or ``reconstructed``; None for the reference rows."""
+    stated = published(method).get("fidelity")
+    return stated.get(variant, stated.get("default")) if isinstance(stated, dict) else stated

@@ -1,0 +1,232 @@
+"""Compare the implementation with golden files: ``python -m tests.parity DIR``.
+
+Every ``*.npz`` in DIR holds inputs and outputs of an official implementation, as described in
+``tests/golden/README.md``; its kind is the longest prefix of its name that stands in KINDS. A kind
+is a function that yields (what, ours, golden) for everything the file lets it compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.clustering import dbscan
+from core.data import Batch
+from core.evaluation import evaluate_ranking
+from core.jaccard import jaccard_distance
+from core.memory import CentroidMemory, SlotMemory
+from core.method import Method
+from core.rerank import rerank
+from methods.cluster_contrast.method import ClusterContrast
+from methods.cluster_contrast.method import Settings as ClusterContrastSettings
+from methods.hhcl.method import HHCL
+from methods.hhcl.method import Settings as HHCLSettings
+
+RTOL, ATOL = 1e-4, 1e-6
+# Losses and memories: in float64 only the rounding of the golden file is left of the error.
+DTYPE = torch.float64
+
+Arrays = Mapping[str, np.ndarray]
+Comparison = tuple[str, np.ndarray, np.ndarray]
+
+
+class Result(NamedTuple):
+    """Outcome for one file: pass, FAIL, unknown kind or no method yet."""
+
+    name: str
+    status: str
+    error: float | None = None
+    remark: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether this file makes the whole comparison fail."""
+        return self.status in ("FAIL", "unknown kind")
+
+
+def jaccard(data: Arrays) -> Iterator[Comparison]:
+    """Sparse distance (a pair that is not stored is at 1) and DBSCAN labels on it."""
+    graph = jaccard_distance(torch.from_numpy(data["features"]), int(data["k1"]), int(data["k2"]))
+    entries = graph.tocoo()
+    dense = np.ones(graph.shape)
+    dense[entries.row, entries.col] = entries.data
+    yield "distance", dense, data["distance"]
+    labels = dbscan(graph, float(data["eps"]), int(data["min_samples"]))
+    yield "labels", labels, data["labels"]
+
+
+def market_metric(data: Arrays) -> Iterator[Comparison]:
+    """mAP and CMC of a given distance matrix, junk left in."""
+    distance = data["distance"]
+    scores = evaluate_ranking(
+        lambda rows: distance[rows],
+        data["query_ids"],
+        data["gallery_ids"],
+        data["query_cams"],
+        data["gallery_cams"],
+    )
+    yield "mAP", np.asarray(scores.mAP), data["mAP"]
+    yield "cmc", scores.cmc, data["cmc"]
+
+
+def reranking(data: Arrays) -> Iterator[Comparison]:
+    """k-reciprocal re-ranked distance."""
+    query, gallery = torch.from_numpy(data["query"]), torch.from_numpy(data["gallery"])
+    k1, k2, lambda_value = int(data["k1"]), int(data["k2"]), float(data["lambda_value"])
+    yield "distance", rerank(query, gallery, k1, k2, lambda_value).numpy(), data["distance"]
+
+
+def cluster_contrast(update: str) -> Callable[[Arrays], Iterator[Comparison]]:
+    """The check of the method's loss and memory for one update rule."""
+
+    def check(data: Arrays) -> Iterator[Comparison]:
+        temperature, momentum = float(data["temperature"]), float(data["momentum"])
+        method = _build(ClusterContrast, ClusterContrastSettings(temperature, momentum, update))
+        method.memory = CentroidMemory(_tensor(data["memory_0"]), momentum, update)
+        yield from _train(data, method, lambda: method.memory.rows)
+
+    return check
+
+
+def hhcl_released(data: Arrays) -> Iterator[Comparison]:
+    """Variant A: C hard rows, then C mean rows; w (L_hard + (1 - w) L_mean)."""
+    momentum, weight = float(data["momentum"]), float(data["hard_weight"])
+    settings = HHCLSettings(
+        hard_memory="momentum",
+        temperature=float(data["temperature"]),
+        momentum=momentum,
+        w_hard=weight,
+        w_mean=weight * (1 - weight),
+    )
+    method = _build(HHCL, settings)
+    hard, mean = _tensor(data["memory_0"]).chunk(2)
+    method.hard = CentroidMemory(hard, momentum, "hardest")
+    method.mean = CentroidMemory(mean, momentum, "mean")
+    yield from _train(data, method, lambda: torch.cat([method.hard.rows, method.mean.rows]))
+
+
+def hhcl_hybrid(data: Arrays) -> Iterator[Comparison]:
+    """Variant B: C centroids, then slot k of cluster c at C + k C + c; w L_c + (1 - w) L_i."""
+    momentum, slots = float(data["momentum"]), int(data["num_instances"])
+    settings = HHCLSettings(
+        hard_memory="slots",
+        temperature=float(data["temperature"]),
+        momentum=momentum,
+        w_centroid=float(data["hard_weight"]),
+        slots=slots,
+    )
+    method = _build(HHCL, settings)
+    blocks = torch.stack(_tensor(data["memory_0"]).chunk(slots + 1), dim=1)
+    method.mean = CentroidMemory(blocks[:, 0], momentum, "mean")
+    method.hard = SlotMemory(blocks[:, 1:])
+    yield from _train(
+        data,
+        method,
+        lambda: torch.cat([method.mean.rows, method.hard.slots.transpose(0, 1).flatten(0, 1)]),
+    )
+
+
+# None: the kind is known, the method is still to come.
+KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]] | None] = {
+    "jaccard": jaccard,
+    "market_metric": market_metric,
+    "rerank": reranking,
+    "cluster_contrast_cm": cluster_contrast("sequential"),
+    "cluster_contrast_hard": cluster_contrast("hardest"),
+    "hhcl_released": hhcl_released,
+    "hhcl_hybrid": hhcl_hybrid,
+    "spcl_hybrid_memory": None,
+    "selective_contrastive": None,
+    "pisl_losses": None,
+}
+
+
+def _build(method: type[Method], settings: object) -> Method:
+    """A method with its own settings and the identity for a network: its features are given."""
+    return method(SimpleNamespace(settings=settings), nn.Identity(), capacity=1)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).to(DTYPE)
+
+
+def _train(data: Arrays, method: Method, bank: Callable[[], Tensor]) -> Iterator[Comparison]:
+    """Loss, gradient on the inputs and memory after the update, for the file's batches in turn."""
+    steps = sum(name.startswith("inputs_") for name in data)
+    for step in range(max(steps, 1)):
+        inputs = _tensor(data[f"inputs_{step}"]).requires_grad_()
+        features = F.normalize(inputs, dim=1) if data["normalises_inputs"] else inputs
+        batch = Batch(
+            images=[],
+            indices=torch.arange(len(inputs)),
+            targets=torch.from_numpy(data[f"targets_{step}"]),
+            cameras=None,
+            extra={},
+            epoch=0,
+        )
+        terms = method.loss({"feature": features}, batch)
+        loss = torch.stack(list(terms.values())).sum()
+        (gradient,) = torch.autograd.grad(loss, inputs)
+        method.after_step({"feature": features.detach()}, batch)
+        yield f"loss_{step}", loss.detach().numpy(), data[f"loss_{step}"]
+        yield f"grad_{step}", gradient.numpy(), data[f"grad_{step}"]
+        yield f"memory_{step + 1}", bank().numpy().copy(), data[f"memory_{step + 1}"]
+
+
+def compare_file(path: Path) -> Result:
+    """Run the check of one file's kind."""
+    kinds = [kind for kind in KINDS if path.name.startswith(kind)]
+    if not kinds:
+        return Result(path.name, "unknown kind", remark=f"known are {', '.join(KINDS)}")
+    check = KINDS[max(kinds, key=len)]
+    if check is None:
+        return Result(path.name, "no method yet")
+    try:
+        with np.load(path) as data:
+            comparisons = list(check(data))
+    except Exception as error:  # whatever a damaged file provokes fails that file alone
+        return Result(path.name, "FAIL", remark=f"{type(error).__name__}: {error}")
+    worst, wrong = 0.0, []
+    for what, ours, golden in comparisons:
+        if ours.shape != golden.shape:
+            wrong.append(f"{what} has shape {ours.shape} instead of {golden.shape}")
+            continue
+        error = np.abs(ours.astype(np.float64) - golden)
+        # Written so that a NaN on either side fails.
+        if not (error <= ATOL + RTOL * np.abs(golden)).all():
+            wrong.append(what)
+        worst = max(worst, float(np.nan_to_num(error, nan=np.inf).max()))
+    return Result(path.name, "FAIL" if wrong else "pass", worst, ", ".join(wrong))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print one line per file; 0 when no file failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of golden .npz files")
+    folder = parser.parse_args(arguments).folder
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        print(f"{folder} holds no .npz file; name a folder such as tests/golden", file=sys.stderr)
+        return 2
+    width = max(len(path.name) for path in paths)
+    failures = 0
+    for path in paths:
+        result = compare_file(path)
+        failures += result.failed
+        error = "" if result.error is None else f"{result.error:.1e}"
+        print(f"{result.name:{width}}  {error:>7}  {result.status}  {result.remark}".rstrip())
+    print(f"{len(paths)} files, {failures} failed (rtol {RTOL:g}, atol {ATOL:g})")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

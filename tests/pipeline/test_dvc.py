@@ -1,0 +1,137 @@
+"""The real pipeline, as a user runs it: `dvc repro` in a fresh clone, on the tiny rendered dataset."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from pipeline.paths import ROOT
+from pipeline.table import COLUMNS
+
+PARAMS = {
+    "profile": "tiny",
+    "datasets": ["rendered"],
+    "runs": ["warm_start", "cluster_contrast", "hhcl"],
+    "seeds": [0],
+    "rendered": {"size": "tiny", "world": 1},
+}
+
+
+class Clone:
+    """A clone of the working tree with small parameters, in which DVC runs as it does for a user."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = self._git("ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT)
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file() and not name.startswith(("results/", "dvc.lock")):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, folder / name)
+        self.set_params(**PARAMS)
+        self._git("init", "-q")
+        self._git("add", "-A")
+        self._git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "clone")
+
+    def _git(self, *arguments: str, cwd: Path | None = None) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=cwd or self.folder, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    def set_params(self, **changes: object) -> None:
+        params = yaml.safe_load((self.folder / "params.yaml").read_text())
+        (self.folder / "params.yaml").write_text(yaml.safe_dump({**params, **changes}, sort_keys=False))
+
+    def dvc(self, *arguments: str) -> str:
+        # Byte code must be written as for any user: a __pycache__ that counted as a change would rerun everything.
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        command = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def repro(self) -> set[str]:
+        """Names of the stages that ran."""
+        lines = self.dvc("repro").splitlines()
+        return {line.split("'")[1] for line in lines if line.startswith("Running stage")}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    made = Clone(tmp_path_factory.mktemp("clone"))
+    made.ran_first = made.repro()
+    return made
+
+
+@pytest.mark.slow
+def test_a_fresh_clone_really_trains_and_fills_the_leaderboard(clone: Clone) -> None:
+    runs = {f"{stage}@{run}-rendered-0" for stage in ("train", "evaluate") for run in PARAMS["runs"]}
+    assert clone.ran_first == {"prepare@rendered", "configure", "pretrain@rendered", "leaderboard"} | runs
+    table = pd.read_csv(clone.folder / "results/leaderboard.csv")
+    assert list(table.columns[: len(COLUMNS)]) == COLUMNS
+    assert list(table["method"]) == ["warm_start", "cluster_contrast", "hhcl"]
+    assert (table["status"] == "ok").all()
+    assert table["published_mAP"].isna().all(), "no paper published a number on rendered people"
+    assert (clone.folder / "data/rendered/contact_sheet.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_result_says_what_produced_it(clone: Clone) -> None:
+    result = json.loads((clone.folder / "results/runs/hhcl-rendered-0/result.json").read_text())
+    manifest = json.loads((clone.folder / "data/rendered/dataset.json").read_text())
+    assert result["data"]["fingerprint"] == manifest["fingerprint"]
+    assert result["initial"]["source"] == "rendered source, labelled"
+    assert len(result["initial"]["sha256"]) == 64
+    assert result["provenance"]["dirty"] is False
+    assert len(result["provenance"]["commit"]) == 40
+    assert result["provenance"]["threads"] == 2
+    assert result["run"]["config"]["schedule"]["epochs"] == 2
+    assert {"extract", "jaccard", "cluster", "train"} <= set(result["cost"]["seconds"])
+    assert result["cost"]["images_seen"] == 96
+    assert result["cost"]["peak_host_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_a_second_repro_runs_nothing(clone: Clone) -> None:
+    assert any(clone.folder.rglob("__pycache__")), "byte code is there to be ignored"
+    assert clone.repro() == set()
+
+
+@pytest.mark.slow
+def test_metrics_and_curves_are_visible_to_dvc(clone: Clone) -> None:
+    metrics = json.loads(clone.dvc("metrics", "show", "--json"))[""]["data"]
+    shown = metrics["results/runs/hhcl-rendered-0/metrics.json"]["data"]
+    assert 0 < shown["mAP"] <= 1
+    page = clone.dvc("plots", "show", "-o", str(clone.folder / "plots_page"))
+    assert "index.html" in page
+    assert "hhcl-rendered-0" in (clone.folder / "plots_page/index.html").read_text()
+
+
+@pytest.mark.slow
+def test_changing_one_method_reruns_that_method_alone(clone: Clone) -> None:
+    config = clone.folder / "methods/hhcl/config.yaml"
+    config.write_text(config.read_text().replace("temperature: 0.05", "temperature: 0.06"))
+    hhcl = {"train@hhcl-rendered-0", "evaluate@hhcl-rendered-0"}
+    assert clone.repro() == {"configure", *hhcl, "leaderboard"}
+    code = clone.folder / "methods/hhcl/method.py"
+    code.write_text(code.read_text() + "\n# a change of the code\n")
+    # The evaluation reads only what training wrote, and the weights came out the same but for their provenance.
+    assert clone.repro() == {"configure", *hhcl, "leaderboard"}
+
+
+@pytest.mark.slow
+def test_adding_a_seed_leaves_finished_runs_alone(clone: Clone) -> None:
+    clone.set_params(seeds=[0, 1])
+    new = {f"{stage}@{run}-rendered-1" for stage in ("train", "evaluate") for run in PARAMS["runs"]}
+    assert clone.repro() == {*new, "leaderboard"}
+    table = pd.read_csv(clone.folder / "results/leaderboard.csv")
+    assert set(table["seeds"]) == {2}
+    assert table.set_index("method").loc["warm_start", "mAP_sd"] == 0, "it has no randomness of its own"

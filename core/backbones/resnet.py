@@ -1,0 +1,109 @@
+"""ResNets for re-identification: last stride 1, no classifier, grouped batch norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from core.backbones.batchnorm import GroupedBatchNorm2d
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+class ResNet(nn.Module):
+    """Stem and four stages of torchvision's residual blocks, with torchvision's parameter names.
+
+    width: channels of the stem (64 in the published networks).
+    last_stride: stride of the last stage; the field uses 1, torchvision 2. With 1, an image of
+        256 x 128 gives a map of 16 x 8.
+    stem_relu: False leaves out the ReLU after the stem, as some official codes do (CAP, AWB).
+    dim: channels of the map.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: Sequence[int],
+        width: int = 64,
+        last_stride: int = 1,
+        stem_relu: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = GroupedBatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True) if stem_relu else nn.Identity()
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        channels = width
+        for stage, (name, depth) in enumerate(zip(STAGES, depths, strict=True)):
+            stride = (1, 2, 2, last_stride)[stage]
+            setattr(self, name, make_stage(block, channels, width * 2**stage, depth, stride))
+            channels = width * 2**stage * block.expansion
+        self.dim = channels
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor, after: Mapping[str, nn.Module] | None = None) -> Tensor:
+        """The feature map (B, dim, h, w) of images (B, 3, H, W).
+
+        ``after`` maps a stage's name to a module of the caller that its output passes through, for
+        methods that put attention or WaveBlock between stages.
+        """
+        unknown = set(after or {}) - set(STAGES)
+        if unknown:
+            raise ValueError(f"a ResNet has the stages {STAGES}, not {sorted(unknown)}")
+        features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for name in STAGES:
+            features = getattr(self, name)(features)
+            if after and name in after:
+                features = after[name](features)
+        return features
+
+
+def make_stage(
+    block: type[BasicBlock] | type[Bottleneck], channels: int, planes: int, depth: int, stride: int
+) -> nn.Sequential:
+    """``depth`` blocks; the first one strides and projects where the shapes differ."""
+    out = planes * block.expansion
+    shortcut = None
+    if stride != 1 or channels != out:
+        shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), GroupedBatchNorm2d(out))
+    blocks = [block(channels, planes, stride, shortcut, norm_layer=GroupedBatchNorm2d)]
+    blocks += [block(out, planes, norm_layer=GroupedBatchNorm2d) for _ in range(depth - 1)]
+    return nn.Sequential(*blocks)
+
+
+class InstanceBatchNorm(nn.Module):
+    """IBN: instance norm on the first half of the channels, batch norm on the rest (1807.09441)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # The attribute names are those of the released IBN-Net checkpoints.
+        self.IN = nn.InstanceNorm2d(channels // 2, affine=True)
+        self.BN = GroupedBatchNorm2d(channels - channels // 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        first, second = features.split([self.IN.num_features, self.BN.num_features], dim=1)
+        return torch.cat([self.IN(first), self.BN(second)], dim=1)
+
+
+def resnet50(last_stride: int = 1, stem_relu: bool = True) -> ResNet:
+    """ResNet-50, 2048 channels."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), last_stride=last_stride, stem_relu=stem_relu)
+
+
+def resnet50_ibn(last_stride: int = 1, stem_relu: bool = True) -> ResNet:
+    """IBN-ResNet-50-a: the first norm of each block of stages 1-3 is an InstanceBatchNorm."""
+    network = resnet50(last_stride, stem_relu)
+    for name in STAGES[:3]:
+        for block in getattr(network, name):
+            block.bn1 = InstanceBatchNorm(block.bn1.num_features)
+    return network
+
+
+def resnet18_half(last_stride: int = 1, stem_relu: bool = True) -> ResNet:
+    """ResNet-18 at half the width (32 to 256 channels), small enough to train on two CPU cores."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), width=32, last_stride=last_stride, stem_relu=stem_relu)

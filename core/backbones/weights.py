@@ -1,0 +1,240 @@
+"""Initial weights: where they come from, how to normalise for them, how to rename their keys."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.backbones.net import lookup
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Triple = tuple[float, float, float]
+KeyMap = tuple[tuple[str, str], ...]
+
+# A ResNet's own keys, with or without what training wrappers put before them, to an Embedder's.
+WRAPPERS: KeyMap = (
+    (r"^module\.", ""),  # DataParallel
+    (r"^encoder_q\.", ""),  # MoCo's query encoder; the key encoder's keys stay unexpected
+    (r"^(base|backbone)\.(?=conv1|bn1|layer)", ""),
+)
+RESNET: KeyMap = ((r"^(conv1|bn1|layer[1-4])\.", r"backbone.\1."),)
+# The Cluster-Contrast family keeps its ResNet as nn.Sequential(conv1, bn1, relu, maxpool, stages).
+FAMILY: KeyMap = (
+    (r"^base\.0\.", "backbone.conv1."),
+    (r"^base\.1\.", "backbone.bn1."),
+    (r"^base\.4\.", "backbone.layer1."),
+    (r"^base\.5\.", "backbone.layer2."),
+    (r"^base\.6\.", "backbone.layer3."),
+    (r"^base\.7\.", "backbone.layer4."),
+    (r"^feat_bn\.", "bnneck."),
+    (r"^gap\.p$", "pooling.p"),
+)
+CONTAINERS = ("state_dict", "model")  # under which training scripts store the tensors
+
+
+class WeightsError(ValueError):
+    """Weights that are missing, damaged, or of another network."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Initial weights and what has to be known to use and to cite them.
+
+    source: what they were trained on and by whom, for the table's column.
+    sha256: of the file, or as many leading digits as are known; None when unknown.
+    mean, std: the normalisation of the images that they were trained with.
+    key_map: (regular expression, replacement) applied in order to every key of the file.
+    """
+
+    name: str
+    source: str
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+    key_map: KeyMap = ()
+    url: str | None = None
+    sha256: str | None = None
+    licence: str | None = None
+
+
+WEIGHTS = {
+    entry.name: entry
+    for entry in (
+        Weights(
+            name="imagenet_resnet50",
+            source="ImageNet-1k, labelled (torchvision IMAGENET1K_V1)",
+            key_map=RESNET,
+            url="https://download.pytorch.org/models/resnet50-0676ba61.pth",
+            sha256="0676ba61",  # torchvision's file name carries the first eight digits
+            licence="BSD-3-Clause code; trained on ImageNet, whose terms are non-commercial",
+        ),
+        Weights(
+            name="imagenet_resnet50_ibn",
+            source="ImageNet-1k, labelled (IBN-Net release v1.0)",
+            key_map=WRAPPERS + RESNET,
+            url="https://github.com/XingangPan/IBN-Net/releases/download/v1.0/resnet50_ibn_a-d9d0bb7b.pth",
+            sha256="d9d0bb7b",
+            licence="MIT code; trained on ImageNet, whose terms are non-commercial",
+        ),
+        Weights(
+            name="luperson",
+            source="LUPerson, unlabelled (a user's file)",
+            # The statistics of LUPerson that its ResNet-50 was trained with.
+            mean=(0.3525, 0.3106, 0.3140),
+            std=(0.2660, 0.2522, 0.2505),
+            key_map=WRAPPERS + RESNET,
+            licence="not redistributable; ask the authors of LUPerson",
+        ),
+        Weights(
+            name="checkpoint",
+            source="a user's checkpoint",
+            key_map=WRAPPERS + FAMILY + RESNET,
+        ),
+        Weights(name="suite", source="this suite's warm start"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a file gave: matched and missing are the model's keys, unexpected the file's."""
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    sha256: str
+
+
+def find_weights(name: str, backbone: str) -> Weights:
+    """The entry ``name_backbone`` or ``name`` of WEIGHTS; a ValueError names the nearest one."""
+    specific = f"{name}_{backbone}"
+    return lookup(WEIGHTS, specific if specific in WEIGHTS else name, "initial weights")
+
+
+def load_weights(model: nn.Module, weights: Weights, path: Path | None = None, download: bool = False) -> LoadReport:
+    """Load ``weights`` into an Embedder, from ``path`` or from torch's download folder.
+
+    All parameters and statistics of the backbone must be there in their shapes. Neck and pooling
+    may be missing (they keep their initial values) and further keys, such as a classifier's, are
+    left out; the report lists both. Raises WeightsError, and then the model is unchanged.
+    """
+    file = locate(weights, path, download)
+    digest = hash_file(file)
+    if weights.sha256 is not None and not digest.startswith(weights.sha256):
+        raise WeightsError(
+            f"{file} has sha256 {digest}, but '{weights.name}' begins with {weights.sha256}: the "
+            "file is damaged or another one; delete it and fetch it again"
+        )
+    found = read_tensors(file)
+    renamed = {rename(key, weights.key_map): key for key in found}
+    if len(renamed) < len(found):
+        twice = sorted(set(found) - set(renamed.values()))
+        raise WeightsError(
+            f"{file} holds more than one network under different prefixes ({_shorten(twice)}); "
+            "save the wanted one alone"
+        )
+    own = model.state_dict()
+    matched = [key for key in own if key in renamed]
+    missing = [key for key in own if key not in renamed]
+    check_backbone(file, own, missing, {key: found[renamed[key]] for key in matched})
+    model.load_state_dict({key: found[renamed[key]] for key in matched}, strict=False)
+    unexpected = [original for key, original in renamed.items() if key not in own]
+    return LoadReport(tuple(matched), tuple(missing), tuple(unexpected), digest)
+
+
+def locate(weights: Weights, path: Path | None, download: bool) -> Path:
+    """The file to read: ``path``, or the entry's in torch's folder, downloaded only on demand."""
+    if path is not None:
+        if not path.is_file():
+            raise WeightsError(f"{path} does not exist; initial weights '{weights.name}' need it")
+        return path
+    if weights.url is None:
+        raise WeightsError(
+            f"initial weights '{weights.name}' ({weights.source}) have no public address; pass the path of your file"
+        )
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
+    if not file.is_file() and download:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(weights.url, str(file), progress=True)
+        except OSError as error:
+            raise WeightsError(
+                f"downloading {weights.url} failed ({error}); without a connection, fetch it on "
+                f"another machine and place it at {file}"
+            ) from error
+    if not file.is_file():
+        raise WeightsError(
+            f"initial weights '{weights.name}' are not on this machine; fetch {weights.url} and "
+            f"place it at {file}, or pass the path of your copy, or allow the download"
+        )
+    return file
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by key; only tensors and plain containers are unpickled."""
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise WeightsError(
+            f"{file} is not a checkpoint of tensors ({str(error).splitlines()[0]}); if it comes "
+            "from a training script, save its state_dict alone and pass that"
+        ) from error
+    for name in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{file} holds a {type(content).__name__}, not a dictionary of tensors")
+    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def rename(key: str, key_map: KeyMap) -> str:
+    """``key`` after every replacement of ``key_map``, in order."""
+    for pattern, replacement in key_map:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def check_backbone(file: Path, own: Mapping[str, Tensor], missing: list[str], found: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError when the backbone is incomplete or any shape differs."""
+    # Files from before torch 0.4.1 have no such counter, and nothing depends on it.
+    holes = [key for key in missing if key.startswith("backbone.") and not key.endswith("num_batches_tracked")]
+    if holes:
+        raise WeightsError(
+            f"{file} lacks {len(holes)} of the backbone's tensors: {_shorten(holes)}; is it of "
+            "another network, or under a prefix that the key map does not remove?"
+        )
+    differing = [
+        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+        for key, value in found.items()
+        if value.shape != own[key].shape
+    ]
+    if differing:
+        raise WeightsError(f"{file} is of another network: {len(differing)} shapes differ: {_shorten(differing)}")
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash of names, types, shapes and values; device and memory format do not enter."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        digest.update(f"{key}\0{value.dtype}\0{tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_file(file: Path) -> str:
+    """sha256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _shorten(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,181 @@
+"""Images of a split: checked, decoded once, resized, cached, and kept as one uint8 tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from core.manifest import Manifest
+
+
+class UnreadableImages(ValueError):
+    """Images that are missing or cannot be decoded; the message lists every one of them."""
+
+    def __init__(self, problems: Sequence[tuple[Path, str]]) -> None:
+        self.problems = list(problems)
+        listing = "\n".join(f"  {path}: {reason}" for path, reason in self.problems)
+        super().__init__(
+            f"{len(self.problems)} image(s) cannot be read; restore or remove them and prepare the "
+            f"dataset again:\n{listing}"
+        )
+
+
+def find_unreadable(paths: Sequence[Path], progress: bool = True) -> list[tuple[Path, str]]:
+    """Decode every image fully; (path, reason) of all that fail, in the order of ``paths``."""
+    return _read_all(paths, lambda row, pixels: None, None, "checking images", progress)
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """RGB pixels (H, W, 3); with ``size`` = (height, width) resized by Pillow's bicubic filter."""
+    with Image.open(path) as image:
+        pixels = image.convert("RGB")
+    if size is not None:
+        pixels = pixels.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.asarray(pixels)
+
+
+def load_images(
+    manifest: Manifest,
+    split: str,
+    height: int,
+    width: int,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """All images of a split as uint8 (N, 3, height, width), in manifest order.
+
+    Converted to RGB and resized by Pillow's bicubic filter, as torchvision's Resize does. With a
+    ``cache`` folder the result is kept as ``.npy`` and memory-mapped, so that N images need no
+    N images of memory. Raises UnreadableImages with every image that fails.
+    """
+    paths = manifest.paths(split)
+    shape = (len(paths), 3, height, width)
+    if cache is None:
+        images = np.empty(shape, np.uint8)
+        _decode(paths, images, progress)
+        return torch.from_numpy(images)
+    file = cache / f"{manifest.name}-{split}-{_cache_key(manifest, split, height, width)}.npy"
+    stored = _open_cache(file, shape)
+    if stored is None:
+        _write_cache(file, paths, shape, progress)
+        stored = _open_cache(file, shape)
+    if stored is None:
+        raise OSError(f"{file} cannot be read back after writing it; is the disk full or failing?")
+    return torch.from_numpy(stored)
+
+
+class ImageStore:
+    """The images of a split, on the training device when they fit and in host memory otherwise.
+
+    headroom: share of the device's free memory that must stay free for training. Host images reach
+    a CUDA device through a pinned staging buffer per batch; pinning the whole split would lock
+    memory without making the gather, which the host does, any faster.
+    """
+
+    def __init__(self, images: Tensor, device: torch.device, headroom: float = 0.5) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"an image store holds uint8 (N, 3, H, W), not {images.dtype} {tuple(images.shape)}")
+        self.device = device
+        self.images = images.to(device) if fits(images.nbytes, device, headroom) else images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.images.shape[2], self.images.shape[3]
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) on the device, in the order of ``indices`` (B,)."""
+        indices = indices.to(self.images.device, non_blocking=True)
+        if self.images.device.type == "cpu" and self.device.type == "cuda":
+            staging = self.images.new_empty((len(indices), *self.images.shape[1:]), pin_memory=True)
+            torch.index_select(self.images, 0, indices, out=staging)
+            return staging.to(self.device, non_blocking=True)
+        return self.images.index_select(0, indices).to(self.device)
+
+
+def fits(size: int, device: torch.device, headroom: float) -> bool:
+    """Whether ``size`` bytes leave the share ``headroom`` of the device's free memory untouched."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return size <= free * (1 - headroom)
+
+
+def _read_all(
+    paths: Sequence[Path],
+    keep: Callable[[int, NDArray[np.uint8]], None],
+    size: tuple[int, int] | None,
+    title: str,
+    progress: bool,
+) -> list[tuple[Path, str]]:
+    """``keep(row, pixels)`` of every image, in threads; returns (path, reason) of all that fail."""
+
+    def attempt(row: int) -> str | None:
+        try:
+            pixels = read_image(paths[row], size)
+        except FileNotFoundError:
+            return "the file does not exist"
+        # Pillow's decoders raise unrelated types on damaged files (OSError, SyntaxError,
+        # ValueError, struct.error, ...); whichever it is, the image cannot be read.
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        keep(row, pixels)
+        return None
+
+    # Pillow releases the GIL while it decodes and resizes, so threads are enough.
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        results = pool.map(attempt, range(len(paths)))
+        bar = tqdm(results, title, len(paths), unit="image", disable=not progress, leave=False)
+        return [(path, why) for path, why in zip(paths, bar, strict=True) if why is not None]
+
+
+def _decode(paths: Sequence[Path], out: NDArray[np.uint8], progress: bool) -> None:
+    """Fill ``out`` (N, 3, H, W) with resized images; raises UnreadableImages for all bad ones."""
+
+    def keep(row: int, pixels: NDArray[np.uint8]) -> None:
+        out[row] = pixels.transpose(2, 0, 1)
+
+    problems = _read_all(paths, keep, (out.shape[2], out.shape[3]), "reading images", progress)
+    if problems:
+        raise UnreadableImages(problems)
+
+
+def _cache_key(manifest: Manifest, split: str, height: int, width: int) -> str:
+    """Hash of what decides the pixels; ids and cameras are not among it, and must not be."""
+    parts = [manifest.fingerprint, f"{height}x{width}", "bicubic", *manifest.split(split)["path"]]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _open_cache(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """The cached array, mapped copy-on-write; None when missing, damaged or of another shape."""
+    try:
+        stored = np.load(file, mmap_mode="c")
+    except (OSError, ValueError, EOFError):  # missing, cut short, or no .npy header
+        return None
+    return stored if stored.shape == shape and stored.dtype == np.uint8 else None
+
+
+def _write_cache(file: Path, paths: Sequence[Path], shape: tuple[int, ...], progress: bool) -> None:
+    """Decode into a file beside ``file``, then rename it: a killed run leaves no half cache."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        _decode(paths, out, progress)
+        out.flush()
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)

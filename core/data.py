@@ -161,7 +161,7 @@ def extract(
     with torch.no_grad():
         for number, start in tqdm(mine, desc=describe, disable=describe is None, leave=False):
             rows = torch.arange(start, min(start + batch, len(images)))
-            pixels = normalise(images.batch(rows), mean, std).to(dtype)
+            pixels = normalise(images.batch(rows), mean, std).to(dtype, memory_format=torch.channels_last)
             seen = None if cameras is None else torch.as_tensor(cameras[rows.numpy()]).to(pixels.device)
             chunks[number] = embed(pixels, seen)
     merged = merge_chunks(chunks, len(starts), world)

@@ -81,9 +81,11 @@ def starting_weights(run: Run, asked: str | None, out: Path) -> training.Initial
 def find_start(name: str, backbone: str) -> tuple[Weights, Path | None]:
     """``imagenet`` -> torchvision's weights of the backbone; ``ENTRY=FILE`` or ``FILE`` -> a user's checkpoint."""
     if name == "imagenet":
-        return find_weights(f"imagenet_{backbone}"), None
+        return find_weights("imagenet", backbone), None
     entry, equals, path = name.partition("=")
-    return (find_weights(entry), Path(path)) if equals else (find_weights("checkpoint"), Path(name))
+    if equals:
+        return find_weights(entry, backbone), Path(path)
+    return find_weights("checkpoint", backbone), Path(name)
 
 
 def publish(run: Run, scratch: Path, start: training.Initial, dataset: str, out: Path) -> None:

@@ -141,6 +141,7 @@ class TestSplit:
         """Rank gallery for every query with the method's features and distance; touches no RNG and no BN state."""
         dtype = torch.float64 if self.run.config.precision == "fp64" else torch.float32
         method.to(self.world.device, dtype).eval()
+        method.to(memory_format=torch.channels_last)
         query = self._embed(method, "query", dtype)
         gallery = self._embed(method, "gallery", dtype)
         labels = [

@@ -5,7 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
-.PHONY: leaderboard test lint bench readme clean
+.PHONY: leaderboard test lint bench verify readme clean
 
 leaderboard: $(READY)
 	dvc repro
@@ -23,6 +23,10 @@ bench: $(READY)
 	python -m benchmarks.renderer
 	python -m benchmarks.pseudo_labels
 	python -m benchmarks.evaluation
+
+# Compares results/ with results/reference and with the published numbers; exit status 1 when one is below.
+verify: $(READY)
+	python -m pipeline.verify
 
 # Writes the generated parts of README.md (table, pictures) from results/reference.
 readme: $(READY)

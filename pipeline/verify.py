@@ -1,0 +1,185 @@
+"""Regression gate: stored results against the committed reference and against the published numbers.
+
+The reference is `results/reference/runs/*.json`, one file per leaderboard row with its seeds' metrics, and
+`leaderboard.csv` / `.md` beside them; `--update` writes it from the present results. Exit status 1 when anything is
+`below`, 0 otherwise: `above` is shown, for it may be progress or a bug, but does not fail.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import methods
+from core.results import METRICS, Result, read_result
+from pipeline import cli, leaderboard, paths
+from pipeline.table import KEY, published, quarantined
+
+TOLERANCE = 1.0  # points of mAP: what identical seeds of published code differ by
+PUBLISHED_PROFILE = "published"
+COLUMNS = ["expected_by", *KEY, "selection", "expected", "tolerance", "measured", "seeds", "state", "note"]
+Key = tuple[str, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table of states; exit status 1 when one is ``below``."""
+    arguments = cli.parser("verify", __doc__ or "")
+    arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
+    arguments.add_argument("--reference", type=Path, default=Path("results/reference"), help="the committed reference")
+    arguments.add_argument("--update", action="store_true", help="write the reference from the present results")
+    options = arguments.parse_args(argv)
+    results = present_results(cli.read_yaml(options.params))
+    for line in quarantined(results):
+        print(line, file=sys.stderr)
+    if options.update:
+        for file in update(results, options.reference):
+            print(f"wrote {file}")
+        return 0
+    table = verify(results, read_reference(options.reference))
+    print(markdown(table))
+    states = table["state"].value_counts()
+    print(", ".join(f"{states.get(state, 0)} {state}" for state in ("match", "above", "below", "not run")))
+    return int((table["state"] == "below").any())
+
+
+def present_results(params: dict[str, Any]) -> list[Result]:
+    """Checked results of those runs of params.yaml that were evaluated."""
+    cells = [(run, data, seed) for data in params["datasets"] for run in params["runs"] for seed in params["seeds"]]
+    folders = [paths.evaluated(*cell) for cell in cells]
+    return [read_result(folder) for folder in folders if (folder / "result.json").is_file()]
+
+
+def read_reference(folder: Path) -> list[dict[str, Any]]:
+    """The reference rows; none where there is no reference yet."""
+    return [json.loads(file.read_text()) for file in sorted((folder / "runs").glob("*.json"))]
+
+
+def update(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write the reference; rows that were not run now (other datasets, another machine) keep their files.
+
+    Raises ValueError when there is nothing to write or a result is quarantined or failed: a reference is made of
+    results that hold.
+    """
+    bad = [result.record for result in results if not result.ok]
+    if bad or not results:
+        reason = f"{bad[0]['run']['name']}, seed {bad[0]['seed']}: {bad[0]['reason']}" if bad else "no run has results"
+        raise ValueError(f"the reference was not written: {reason}")
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    written = []
+    for key, group in groups(results).items():
+        written.append(folder / "runs" / f"{'-'.join(key)}.json")
+        written[-1].write_text(json.dumps(reference_row(key, group), indent=2) + "\n")
+    table = leaderboard.compared_table(results)
+    table.to_csv(folder / "leaderboard.csv", index=False)
+    (folder / "leaderboard.md").write_text(leaderboard.markdown(table))
+    return [*written, folder / "leaderboard.csv", folder / "leaderboard.md"]
+
+
+def groups(results: Sequence[Result]) -> dict[Key, list[dict[str, Any]]]:
+    """Records by leaderboard row."""
+    made: dict[Key, list[dict[str, Any]]] = {}
+    for result in results:
+        made.setdefault(tuple(result.record["run"][name] for name in KEY), []).append(result.record)
+    return made
+
+
+def reference_row(key: Key, group: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A row's metrics over its seeds, in percent, and what they were measured on."""
+    first = group[0]
+    values = {name: [100 * record["selection"]["last"][name] for record in group] for name in METRICS}
+    return {
+        **dict(zip(KEY, key, strict=True)),
+        "selection": "last",
+        "seeds": [record["seed"] for record in group],
+        "metrics": {name: {"mean": float(np.mean(v)), "sd": sd(v), "values": v} for name, v in values.items()},
+        "tested_on": first["tested_on"]["fingerprint"],
+        "config_hash": first["run"]["config_hash"],
+        "commit": first["provenance"]["commit"],
+        "device": first["provenance"]["device"],
+    }
+
+
+def sd(values: Sequence[float]) -> float | None:
+    """Standard deviation over seeds; unknown (None) of one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def tolerance(spread: float | None, seeds: int) -> float:
+    """Points of mAP: twice the spread of one more run about the mean of ``seeds``, and 1.0 at the least."""
+    return TOLERANCE if spread is None else max(TOLERANCE, 2 * spread * math.sqrt(1 + 1 / seeds))
+
+
+def verify(results: Sequence[Result], reference: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row with COLUMNS per reference row and per published number."""
+    present = groups(results)
+    rows = [against_reference(row, present) for row in reference]
+    rows += [against_paper(method, entry, present) for method in methods.available() for entry in numbers(method)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def numbers(method: str) -> list[dict[str, Any]]:
+    """The published rows that hold a number."""
+    return [entry for entry in published(method).get("rows") or [] if entry.get("mAP") is not None]
+
+
+def against_reference(row: dict[str, Any], present: dict[Key, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The last epoch against the reference's; results of other data (another size or world) do not count as run."""
+    key, expected = tuple(row[name] for name in KEY), row["metrics"]["mAP"]
+    group = present.get(key, [])
+    state = {"expected_by": "reference", **dict(zip(KEY, key, strict=True)), "selection": "last"}
+    state |= {"expected": expected["mean"], "tolerance": tolerance(expected["sd"], len(row["seeds"]))}
+    if any(record["tested_on"]["fingerprint"] != row["tested_on"] for record in group):
+        return {**state, "state": "not run", "note": "the results are of other data than the reference"}
+    changed = any(record["run"]["config_hash"] != row["config_hash"] for record in group)
+    return judge(state, group, "settings differ from the reference's" if changed else "")
+
+
+def against_paper(method: str, entry: dict[str, Any], present: dict[Key, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The best epoch on test, the papers' own rule, of a run with the papers' settings.
+
+    A paper prints one number of unknown spread, so the spread is that of our seeds.
+    """
+    key = (method, entry["variant"], entry["backbone"], PUBLISHED_PROFILE, entry["dataset"])
+    group = present.get(key, [])
+    state = {"expected_by": "paper", **dict(zip(KEY, key, strict=True)), "selection": "best_on_test"}
+    values = measured(group, "best_on_test")
+    state |= {"expected": entry["mAP"], "tolerance": tolerance(sd(values), len(values))}
+    return judge(state, group)
+
+
+def measured(group: Sequence[dict[str, Any]], selection: str) -> list[float]:
+    """mAP in percent of the usable seeds."""
+    return [100 * record["selection"][selection]["mAP"] for record in group if record["status"] == "ok"]
+
+
+def judge(state: dict[str, Any], group: Sequence[dict[str, Any]], note: str = "") -> dict[str, Any]:
+    """``state`` completed; a run whose every seed failed or was quarantined is ``below``, not forgotten."""
+    values = measured(group, state["selection"])
+    notes = [note] if note else []
+    notes += [f"seed {record['seed']} {record['status']}" for record in group if record["status"] != "ok"]
+    state = {**state, "seeds": len(values), "note": "; ".join(notes)}
+    if not values:
+        return {**state, "state": "below" if group else "not run"}
+    mean = float(np.mean(values))
+    gap = mean - state["expected"]
+    outcome = "match" if abs(gap) <= state["tolerance"] else "above" if gap > 0 else "below"
+    return {**state, "measured": mean, "state": outcome}
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as printed."""
+    shown = table.drop(columns="seeds").rename(columns={"expected_by": "expected by"})
+    for column in ("expected", "tolerance", "measured"):
+        shown[column] = ["-" if pd.isna(value) else f"{value:.1f}" for value in shown[column]]
+    return str(shown.fillna("").to_markdown(index=False, disable_numparse=True))
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,242 @@
+"""Comparison of stored runs, its columns in the leaderboard, and the checks a result passes on load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from core.results import read_result
+from pipeline import compare, evaluate, leaderboard, table, train
+from tests.conftest import World
+from tests.pipeline.synthetic import write_params, write_result
+
+PEOPLE = np.repeat(np.arange(40), 4)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory: stages find results below it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def aps(level: float, seed: int = 0, noise: float = 0.02) -> np.ndarray:
+    """APs around a level: people differ, runs differ by a little."""
+    rng = np.random.default_rng(seed + round(1000 * level))
+    people = np.random.default_rng(99).normal(0, 0.1, 40)[PEOPLE]
+    return np.clip(level + people + rng.normal(0, noise, len(PEOPLE)), 0.01, 1)
+
+
+def write_runs(levels: dict[str, float], seeds: list[int]) -> None:
+    for name, level in levels.items():
+        for seed in seeds:
+            write_result(name, seed, aps(level, seed), PEOPLE)
+
+
+def run_compare(folder: Path, runs: list[str], seeds: list[int]) -> pd.DataFrame:
+    params = write_params(folder, runs, seeds)
+    assert compare.main(["--params", str(params), "--out", "out"]) == 0
+    return pd.read_csv("out/comparison.csv")
+
+
+def pair(found: pd.DataFrame, a: str, b: str) -> Any:
+    rows = found[(found["a"] == a) & (found["b"] == b)]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+LEVELS = {"warm_start": 0.3, "supervised": 0.8, "cluster_contrast": 0.6, "hhcl": 0.6, "hhcl-paper": 0.65}
+
+
+def test_every_run_is_compared_with_its_baseline_and_with_every_other_once(here: Path) -> None:
+    write_runs(LEVELS, [0, 1, 2])
+    found = run_compare(here, list(LEVELS), [0, 1, 2])
+    assert len(found) == 5 * 4 / 2
+    planned = found[found["family"] == "baseline"]
+    assert list(planned["a"]) == ["warm_start", "hhcl", "hhcl-paper", "supervised"]
+    assert set(planned["b"]) == {"cluster_contrast"}
+    better = pair(found, "hhcl-paper", "cluster_contrast")
+    assert better["difference"] == pytest.approx(5, abs=1)
+    assert better["low"] < better["difference"] < better["high"]
+    assert better["verdict"] == "better"
+    assert better["probability"] > 0.99
+    assert better["seeds_resampled"]
+    assert pair(found, "warm_start", "cluster_contrast")["verdict"] == "worse"
+    assert pair(found, "hhcl", "cluster_contrast")["verdict"] == "not resolved at 3 seeds"
+    assert (found["p_holm"] >= found["p"]).all()
+    text = Path("out/comparison.md").read_text()
+    assert "against the baseline" in text
+    assert "the other pairs" in text
+
+
+def test_one_seed_resolves_nothing_about_methods(here: Path) -> None:
+    write_runs(LEVELS, [0])
+    found = run_compare(here, list(LEVELS), [0])
+    row = pair(found, "supervised", "cluster_contrast")
+    assert row["low"] > 15
+    assert row["p_holm"] < 0.01
+    assert not row["seeds_resampled"]
+    assert set(found["verdict"]) == {"not resolved at 1 seed"}
+
+
+def test_a_pair_has_the_same_numbers_whatever_else_was_run(here: Path) -> None:
+    write_runs(LEVELS, [0, 1])
+    columns = ["difference", "low", "high", "p", "probability"]
+    whole = pair(run_compare(here, list(LEVELS), [0, 1]), "hhcl", "cluster_contrast")
+    alone = pair(run_compare(here, ["cluster_contrast", "hhcl"], [0, 1]), "hhcl", "cluster_contrast")
+    assert list(whole[columns]) == list(alone[columns])
+    assert alone["p_holm"] == alone["p"]
+
+
+def test_a_method_may_name_another_baseline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = {"hhcl": {"baseline": "cluster_contrast-hardest"}}
+    monkeypatch.setattr(compare, "published", lambda method: stated.get(method, {}))
+    write_runs({"cluster_contrast": 0.5, "cluster_contrast-hardest": 0.55, "hhcl": 0.6}, [0, 1])
+    found = run_compare(here, ["cluster_contrast", "cluster_contrast-hardest", "hhcl"], [0, 1])
+    planned = found[found["family"] == "baseline"]
+    assert dict(zip(planned["a"], planned["b"], strict=True)) == {
+        "cluster_contrast-hardest": "cluster_contrast",
+        "hhcl": "cluster_contrast-hardest",
+    }
+
+
+def test_failed_seeds_and_failed_runs_are_left_out_and_the_rest_is_compared(here: Path) -> None:
+    write_runs({"cluster_contrast": 0.5, "hhcl": 0.6}, [0, 1, 2])
+    write_result("hhcl", 2, aps(0.6), PEOPLE, failure="loss is not finite")
+    for seed in (0, 1, 2):
+        write_result("hhcl-paper", seed, aps(0.6), PEOPLE, failure="loss is not finite")
+    found = run_compare(here, ["cluster_contrast", "hhcl", "hhcl-paper"], [0, 1, 2])
+    assert list(found["seeds"]) == [2]
+
+
+def test_a_dataset_where_only_failures_are_left_gives_an_empty_comparison(here: Path) -> None:
+    write_result("hhcl", 0, aps(0.6), PEOPLE, failure="loss is not finite")
+    assert run_compare(here, ["hhcl"], [0]).empty
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fingerprint": "other"}, "hhcl seed 1 was tested on other data"),
+        ({"people": PEOPLE[::-1]}, "hhcl seed 1 has other valid queries"),
+    ],
+)
+def test_runs_of_other_data_or_other_queries_are_not_compared(here: Path, change: dict[str, Any], message: str) -> None:
+    write_runs({"cluster_contrast": 0.5, "hhcl": 0.6}, [0, 1])
+    write_result("hhcl", 1, aps(0.6), change.pop("people", PEOPLE), **change)
+    row = pair(run_compare(here, ["cluster_contrast", "hhcl"], [0, 1]), "hhcl", "cluster_contrast")
+    assert message in row["verdict"]
+    assert pd.isna(row["difference"])
+
+
+def test_queries_are_matched_by_index_not_by_line(here: Path) -> None:
+    write_runs({"cluster_contrast": 0.5, "hhcl": 0.6}, [0])
+    before = pair(run_compare(here, ["cluster_contrast", "hhcl"], [0]), "hhcl", "cluster_contrast")
+    side = Path("results/runs/hhcl-rendered-0/queries.csv")
+    pd.read_csv(side).sample(frac=1, random_state=0).to_csv(side, index=False)
+    after = pair(run_compare(here, ["cluster_contrast", "hhcl"], [0]), "hhcl", "cluster_contrast")
+    assert before.equals(after)
+
+
+def test_the_same_seed_listed_twice_is_no_second_piece_of_evidence(here: Path) -> None:
+    write_runs({"cluster_contrast": 0.5, "cluster_contrast-sequential": 0.5}, [0])
+    with pytest.raises(ValueError, match="listed twice in params"):
+        run_compare(here, ["cluster_contrast", "cluster_contrast-sequential"], [0])
+
+
+def test_the_leaderboard_shows_each_rows_difference_in_its_last_columns(here: Path) -> None:
+    write_runs(LEVELS, [0, 1, 2])
+    params = write_params(here, list(LEVELS), [0, 1, 2])
+    assert leaderboard.main(["--params", str(params), "--out", "results"]) == 0
+    board = pd.read_csv("results/leaderboard.csv")
+    assert list(board.columns) == [*table.COLUMNS, *compare.TO_BASELINE]
+    assert len(board) == 5
+    rows = board.set_index(["method", "variant"])
+    assert pd.isna(rows.loc[("cluster_contrast", "sequential"), "baseline"])
+    assert rows.loc[("hhcl", "paper"), "verdict"] == "better"
+    assert "Differences to the baseline" in Path("results/leaderboard.md").read_text()
+
+
+def rewrite(folder: Path, **last: Any) -> None:
+    record = json.loads((folder / "result.json").read_text())
+    record["selection"]["last"].update(last)
+    (folder / "result.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ({"rank1": 0.99, "rank5": 0.5}, "rank-1, 5 and 10 do not rise"),
+        ({"valid_queries": 161}, "160 APs in queries.csv, but valid_queries is 161"),
+        ({"mAP": 0.5999}, "mAP is 0.599900, but queries.csv gives"),
+        ({"rank1": 0.0}, "rank1 is 0.000000, but queries.csv gives"),
+        ({"mAP": 60.0}, "mAP is 60.0, not a fraction"),
+        ({"mAP": float("nan")}, "mAP is nan, not a fraction"),
+        ({"rank10": None}, "rank10 is None, not a fraction"),
+        ({"mAP": 0.9}, "best epoch on test"),
+    ],
+)
+def test_figures_that_contradict_themselves_are_quarantined(here: Path, last: dict[str, Any], message: str) -> None:
+    ap = np.where(np.arange(160) < 16, 1.0, 0.55)
+    folder = write_result("hhcl", 0, ap, PEOPLE, best=0.7)
+    assert read_result(folder).ok
+    rewrite(folder, **last)
+    result = read_result(folder)
+    assert result.record["status"] == "quarantined"
+    assert message in result.record["reason"]
+    assert result.queries is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda side: side.unlink(), "cannot be read"),
+        (lambda side: side.write_text(""), "cannot be read"),
+        (lambda side: side.write_text("query,ap\n0,1\n"), "lacks the columns"),
+        (lambda side: side.write_text(side.read_text().replace("\n0,0,", "\n0,zero,")), "no numbers"),
+        (lambda side: side.write_text(side.read_text().replace("\n1,0,", "\n0,0,")), "names a query twice"),
+    ],
+)
+def test_a_spoilt_side_file_is_quarantined(here: Path, spoil: Any, message: str) -> None:
+    folder = write_result("hhcl", 0, aps(0.6), PEOPLE)
+    spoil(folder / "queries.csv")
+    assert message in read_result(folder).record["reason"]
+
+
+def test_a_quarantined_seed_enters_no_mean_and_is_named_in_the_table_and_on_screen(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_runs({"cluster_contrast": 0.5, "hhcl": 0.6}, [0, 1, 2])
+    rewrite(Path("results/runs/hhcl-rendered-1"), mAP=0.1)
+    params = write_params(here, ["cluster_contrast", "hhcl"], [0, 1, 2])
+    assert leaderboard.main(["--params", str(params), "--out", "results"]) == 0
+    row = pd.read_csv("results/leaderboard.csv").set_index("method").loc["hhcl"]
+    assert row["mAP_mean"] == pytest.approx(50 * (aps(0.6, 0).mean() + aps(0.6, 2).mean()))
+    assert row["status"].startswith("quarantined (1 of 3 seeds): hhcl-rendered-1: mAP is 0.1")
+    assert row["verdict"] == "better"
+    assert "quarantined: hhcl-rendered-1: mAP is 0.1" in capsys.readouterr().err
+
+
+def test_a_result_that_is_no_json_says_what_to_run(here: Path) -> None:
+    folder = write_result("hhcl", 0, aps(0.6), PEOPLE)
+    (folder / "result.json").write_text('{"status": "ok"')
+    with pytest.raises(ValueError, match=r"not valid JSON .* run `python -m pipeline\.evaluate` again"):
+        read_result(folder)
+
+
+def test_results_of_the_real_entry_points_pass_the_checks_and_are_compared(here: Path, world: World) -> None:
+    Path("train.yaml").write_text("profile: tiny\nbackbones: {cnn: resnet18_half}\nthreads: 2\n")
+    for method in ("warm_start", "cluster_contrast"):
+        trained, scored = here / "trained" / method, here / f"results/runs/{method}-rendered-0"
+        assert train.main(world.train_arguments(method, trained, "--params", "train.yaml")) == 0
+        assert evaluate.main(world.evaluate_arguments(method, trained, scored, "--params", "train.yaml")) == 0
+    row = pair(run_compare(here, ["warm_start", "cluster_contrast"], [0]), "warm_start", "cluster_contrast")
+    scores = [read_result(here / f"results/runs/{name}-rendered-0").record for name in (row["a"], row["b"])]
+    last = [record["selection"]["last"]["mAP"] for record in scores]
+    assert row["difference"] == pytest.approx(100 * (last[0] - last[1]))
+    assert row["low"] <= row["difference"] <= row["high"]

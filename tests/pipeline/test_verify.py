@@ -1,0 +1,144 @@
+"""The regression gate: states, tolerance and exit status."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import verify
+from tests.pipeline.synthetic import write_params, write_result
+
+PEOPLE = np.repeat(np.arange(10), 3)
+RUNS = ["cluster_contrast", "hhcl"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory whose reference is CC at 50 and HHCL at 60 mAP, three seeds without spread."""
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1, 2):
+        write("cluster_contrast", 0.5, seed)
+        write("hhcl", 0.6, seed)
+    write_params(tmp_path, RUNS, [0, 1, 2])
+    assert verify.main(["--update"]) == 0
+    return tmp_path
+
+
+def write(name: str, level: float, seed: int = 0, **more: Any) -> None:
+    write_result(name, seed, np.full(len(PEOPLE), level), PEOPLE, **more)
+
+
+def states(name: str = "reference") -> dict[str, str]:
+    params = verify.cli.read_yaml(Path("params.yaml"))
+    table = verify.verify(verify.present_results(params), verify.read_reference(Path("results/reference")))
+    chosen = table[table["expected_by"] == name]
+    return dict(zip(chosen["method"], chosen["state"], strict=False))
+
+
+def test_unchanged_results_match_and_exit_zero(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify.main([]) == 0
+    assert states() == {"cluster_contrast": "match", "hhcl": "match"}
+    assert "2 match, 0 above, 0 below" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("level", "state", "status"),
+    [(0.609, "match", 0), (0.591, "match", 0), (0.62, "above", 0), (0.58, "below", 1)],
+)
+def test_a_difference_beyond_one_point_is_a_state_and_only_below_fails(
+    here: Path, level: float, state: str, status: int
+) -> None:
+    for seed in (0, 1, 2):
+        write("hhcl", level, seed)
+    assert states()["hhcl"] == state
+    assert verify.main([]) == status
+
+
+def test_the_tolerance_follows_the_spread_of_the_references_seeds() -> None:
+    assert verify.tolerance(None, 1) == 1.0
+    assert verify.tolerance(0.1, 3) == 1.0
+    assert verify.tolerance(2.0, 3) == pytest.approx(4 * math.sqrt(4 / 3))
+
+
+def test_the_reference_holds_every_seed_with_mean_and_sd(here: Path) -> None:
+    for seed, level in enumerate((0.5, 0.6, 0.7)):
+        write("hhcl", level, seed)
+    verify.main(["--update"])
+    name = "hhcl-released-resnet18_half-tiny-rendered.json"
+    row = json.loads((here / "results/reference/runs" / name).read_text())
+    assert row["seeds"] == [0, 1, 2]
+    assert row["metrics"]["mAP"]["mean"] == pytest.approx(60)
+    assert row["metrics"]["mAP"]["sd"] == pytest.approx(10)
+    assert row["metrics"]["mAP"]["values"] == pytest.approx([50, 60, 70])
+    assert row["selection"] == "last"
+    assert (here / "results/reference/leaderboard.csv").is_file()
+    assert (here / "results/reference/leaderboard.md").is_file()
+
+
+def test_what_was_not_run_does_not_fail(here: Path) -> None:
+    for seed in (0, 1, 2):
+        (here / f"results/runs/hhcl-rendered-{seed}/result.json").unlink()
+    assert states()["hhcl"] == "not run"
+    assert verify.main([]) == 0
+
+
+def test_results_of_other_data_are_not_held_against_the_reference(here: Path) -> None:
+    for seed in (0, 1, 2):
+        write("hhcl", 0.2, seed, fingerprint="large")
+    assert states()["hhcl"] == "not run"
+    assert verify.main([]) == 0
+
+
+def test_a_run_that_now_fails_is_below(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1, 2):
+        write("hhcl", 0.6, seed, failure="loss is not finite")
+    assert verify.main([]) == 1
+    assert "seed 0 failed" in capsys.readouterr().out
+
+
+def test_a_quarantined_result_is_below_and_printed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1, 2):
+        (here / f"results/runs/hhcl-rendered-{seed}/queries.csv").unlink()
+    assert verify.main([]) == 1
+    assert "quarantined: hhcl-rendered-0: queries.csv cannot be read" in capsys.readouterr().err
+
+
+def test_a_paper_is_compared_by_its_own_selection_rule_with_its_own_settings(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"dataset": "rendered", "variant": "released", "backbone": "resnet18_half", "mAP": 70.0}
+    monkeypatch.setattr(verify, "published", lambda method: {"rows": [row]} if method == "hhcl" else {})
+    assert states("paper") == {"hhcl": "not run"}, "the tiny profile is not the paper's"
+    for seed in (0, 1, 2):
+        write("hhcl", 0.6, seed, best=0.695, profile="published")
+    assert states("paper") == {"hhcl": "match"}
+    assert states()["hhcl"] == "not run"
+
+
+def test_published_numbers_of_datasets_that_are_not_there_are_not_run(here: Path) -> None:
+    assert set(states("paper").values()) == {"not run"}
+
+
+def test_without_a_reference_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, RUNS, [0])
+    assert verify.main([]) == 0
+
+
+def test_a_reference_is_not_made_of_failed_results(here: Path) -> None:
+    before = {file: file.read_bytes() for file in Path("results/reference").rglob("*.*")}
+    write("hhcl", 0.6, 1, failure="loss is not finite")
+    with pytest.raises(ValueError, match="not written: hhcl, seed 1: loss is not finite"):
+        verify.main(["--update"])
+    assert before == {file: file.read_bytes() for file in Path("results/reference").rglob("*.*")}
+
+
+def test_an_update_keeps_references_of_runs_that_were_not_run_now(here: Path) -> None:
+    write_params(here, ["hhcl"], [0])
+    verify.main(["--update"])
+    assert len(verify.read_reference(Path("results/reference"))) == 2

@@ -81,13 +81,13 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def profile_settings(profile: str) -> dict[str, Any]:
-    """``profiles/NAME.yaml``: ``train`` and ``pretrain`` patches, and what pre-training starts from."""
+    """``profiles/NAME.yaml``: ``train``, ``pretrain`` and ``references`` patches, and what pre-training starts from."""
     folder = ROOT / "profiles"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if profile not in known:
         raise ConfigError(f"no profile is called '{profile}'; known: {', '.join(known)}")
     settings = read_yaml(folder / f"{profile}.yaml")
-    unknown = set(settings) - {"start_from", "train", "pretrain"}
+    unknown = set(settings) - {"start_from", "train", "pretrain", "references"}
     if unknown:
         raise ConfigError(f"profiles/{profile}.yaml: unknown keys {sorted(unknown)}")
     return settings
@@ -102,6 +102,9 @@ def resolve_run(
     backbone: str | None = None,
 ) -> Run:
     """Stack the layers: core defaults, method, dataset override, variant, profile, params.yaml, command line.
+
+    The profile's ``references`` (warm start, supervised bound) come above params.yaml's overrides, which are meant for
+    the methods: ``overrides.schedule.epochs`` must not train the warm start.
 
     ``stage`` is ``train`` or ``pretrain`` and picks the profile's patch. Raises ConfigError naming layer and key.
     """
@@ -118,11 +121,12 @@ def resolve_run(
         Patch(f"{file} (variant {variant})", named.get(variant) or {}, paper=True),
         Patch(f"profiles/{profile}.yaml", profile_settings(profile).get(stage) or {}, paper=False),
     ]
-    if method == "warm_start":  # it stays untrained whatever the profile's schedule
-        patches.append(Patch(file, {"schedule": own["schedule"]}, paper=False))
     if backbone:
         patches.append(Patch("--backbone", {"backbone": {"name": backbone}}, paper=False))
     patches.append(Patch("params.yaml (overrides)", params.get("overrides") or {}, paper=False))
+    if stage == "train":  # above the overrides: what frames the methods keeps its own schedule and rate
+        own_patch = (profile_settings(profile).get("references") or {}).get(method) or {}
+        patches.append(Patch(f"profiles/{profile}.yaml (references.{method})", own_patch, paper=False))
     patches.append(Patch("--set", parse_assignments(assignments), paper=False))
     config = resolve(patches, methods.load(method).Settings)
     return Run(name, method, variant, config.backbone.name, profile, dataset, config)

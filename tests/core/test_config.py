@@ -33,9 +33,7 @@ def test_defaults_are_the_family_s_paper_values() -> None:
 
 
 def test_a_later_layer_wins_key_by_key() -> None:
-    config = resolve(
-        [paper(clustering={"eps": 0.45, "k1": 20}), above(clustering={"eps": 0.5})], Settings
-    )
+    config = resolve([paper(clustering={"eps": 0.45, "k1": 20}), above(clustering={"eps": 0.5})], Settings)
     assert (config.clustering.eps, config.clustering.k1) == (0.5, 20)
 
 

@@ -1,0 +1,96 @@
+"""Pieces of the training loop that need no dataset: rates, precision, ranks, access to labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from core.config import Schedule
+from core.data import Labels, Needs, TrainingData, UndeclaredAccess
+from core.distributed import World
+from core.engine import rate_factor
+from core.images import ImageStore
+from core.rng import Streams
+
+CPU = torch.device("cpu")
+
+
+def test_the_rate_falls_by_gamma_every_step_epochs() -> None:
+    schedule = Schedule(epochs=50, step=20, gamma=0.1)
+    factors = [rate_factor(schedule, epoch) for epoch in (0, 19, 20, 39, 40, 49)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_a_step_of_zero_is_a_constant_rate() -> None:
+    assert {rate_factor(Schedule(step=0), epoch) for epoch in range(50)} == {1.0}
+
+
+def test_warm_up_rises_linearly_from_its_first_factor() -> None:
+    schedule = Schedule(step=0, warmup=10, warmup_factor=0.01)
+    factors = [rate_factor(schedule, epoch) for epoch in (0, 5, 10)]
+    assert factors == pytest.approx([0.01, 0.505, 1.0])
+
+
+@pytest.mark.parametrize(("batch", "size"), [(64, 1), (64, 4), (10, 4), (3, 2), (2, 4)])
+def test_ranks_share_a_batch_without_gap_or_overlap(batch: int, size: int) -> None:
+    rows = [row for rank in range(size) for row in range(batch)[World(rank, size, CPU).part(batch)]]
+    assert rows == list(range(batch))
+
+
+def test_ranks_share_a_batch_in_the_chunks_of_batch_norm() -> None:
+    chunks = torch.arange(10).chunk(4)
+    parts = [torch.arange(10)[World(rank, 4, CPU).part(10)] for rank in range(4)]
+    assert all(torch.equal(a, b) for a, b in zip(chunks, parts, strict=True))
+
+
+def data(needs: Needs) -> TrainingData:
+    images = ImageStore(torch.zeros(4, 3, 8, 4, dtype=torch.uint8), CPU)
+    return TrainingData(images, needs, World(0, 1, CPU), np.arange(4), np.arange(4))
+
+
+def test_identities_are_out_of_reach_unless_declared() -> None:
+    with pytest.raises(UndeclaredAccess, match="person ids"):
+        _ = data(Needs()).identities
+    np.testing.assert_array_equal(data(Needs(identities="train")).identities, np.arange(4))
+
+
+def test_cameras_are_given_only_for_the_declared_use() -> None:
+    seen = data(Needs(cameras=frozenset({"sampler"})))
+    np.testing.assert_array_equal(seen.cameras("sampler"), np.arange(4))
+    with pytest.raises(UndeclaredAccess, match="by the loss"):
+        seen.cameras("loss")
+
+
+def test_features_are_extracted_once_per_epoch_and_only_when_asked_for() -> None:
+    calls = []
+    seen = data(Needs())
+    for epoch in range(2):
+        seen.new_epoch(lambda epoch=epoch: calls.append(epoch) or {"feature": torch.full((4, 2), epoch)})
+        assert calls == list(range(epoch))
+        assert torch.equal(seen.features(), seen.features())
+        assert seen.features()[0, 0] == epoch
+    assert calls == [0, 1]
+
+
+def test_labels_count_clusters_and_outliers() -> None:
+    labels = Labels(np.array([0, 2, 1, -1, 2]))
+    assert (labels.clusters, labels.outliers) == (3, 1)
+    assert Labels(np.array([-1, -1])).clusters == 0
+
+
+def test_a_stream_depends_on_seed_name_and_epoch_and_on_nothing_else() -> None:
+    first = Streams(0).torch("augment", 3)
+    torch.rand(5, generator=Streams(0).torch("augment", 3))
+    draws = {
+        float(torch.rand(1, generator=g))
+        for g in (
+            first,
+            Streams(0).torch("augment", 3),
+            Streams(1).torch("augment", 3),
+            Streams(0).torch("augment", 4),
+            Streams(0).torch("sampler", 3),
+        )
+    }
+    assert len(draws) == 4
+    assert Streams(5).numpy("s").integers(2**60) == Streams(5).numpy("s").integers(2**60)

@@ -52,6 +52,7 @@ def test_an_unknown_key_names_the_layer_and_the_nearest_known_key() -> None:
         ({"clustering": 0.5}, r"'clustering' must be a section"),
         ({"precision": "fp8"}, r"'precision' must be one of fp32, fp64, bf16, fp16"),
         ({"backbone": {"bn_groups": 0}}, r"'backbone\.bn_groups' must be positive"),
+        ({"clustering": {"eps": 1.0}}, r"'clustering\.eps' is a Jaccard distance in \[0, 1\)"),
         ({"settings": {"eps": 0.5}}, r"'settings\.eps' must be a list"),
     ],
 )
@@ -61,7 +62,9 @@ def test_an_impossible_value_names_its_key(values: dict[str, object], message: s
 
 
 def test_an_integer_is_taken_where_a_number_is_wanted() -> None:
-    assert resolve([paper(clustering={"eps": 1})], Settings).clustering.eps == 1.0
+    decay = resolve([paper(optimiser={"weight_decay": 0})], Settings).optimiser.weight_decay
+    assert decay == 0
+    assert isinstance(decay, float)
 
 
 def test_epoch_counted_settings_keep_their_share_of_a_shorter_run() -> None:

@@ -40,8 +40,9 @@ def _portraits(
     world = draw_world("small", 1)
     count = len(yaws)
     images = world.images.iloc[[3000] * count].reset_index(drop=True)
-    still = {"elevation": 5.0, "stride": 0.0, "fill": 0.9, "dx": 0.0, "dy": 0.0, "occluder": 0, "companion": -1}
-    still |= {"arm_left": 0, "arm_right": 0, "elbow": 0.1, "head_yaw": 0.0, "exposure": 1.0, "lean": 0.0}
+    still = {"elevation": 5.0, "stride": 0.0, "fill": 0.78, "dx": 0.0, "dy": 0.0, "stretch": 1.0, "truncated": 0}
+    still |= {"arm_left": 0, "arm_right": 0, "elbow": 0.1, "head_yaw": 0.0, "lean": 0.0, "occluder": 0, "companion": -1}
+    still |= {"exposure": 1.0, "light_turn": 0.0}
     images = images.assign(yaw=yaws, person=0, **(still | changed))
     plain = {"pattern": PATTERN["plain"], "opening": 0.0, "zip": 0, "logo": 0, "back_print": 0, "bag": 0, "hair": 1}
     people = world.people.assign(**(plain | {"coat": 0, "lower": 0} | person))

@@ -86,9 +86,8 @@ def write(out: Path, result: dict[str, Any], per_query: pd.DataFrame | None, cur
 
 def evaluate_features(options: Any) -> int:
     """Rank a feature file under a named protocol."""
-    from protocols.run import evaluate_feature_file
-
     from protocols import load
+    from protocols.run import evaluate_feature_file
 
     if not options.protocol or not options.out:
         raise ValueError("--features needs --protocol NAME and --out FILE.json")

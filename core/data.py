@@ -48,10 +48,12 @@ class Labels:
 
     ids: (N,) int64, clusters 0..C-1, -1 = outlier. extra: named (N, ...) tensors that reach the loss as
     ``batch.extra``. new_stage: restart the optimiser before this epoch (methods that merge clusters in stages).
+    notes: counts of how the labels came about, for the epoch's row of history.csv.
     """
 
     ids: np.ndarray
     extra: dict[str, Tensor] = field(default_factory=dict)
+    notes: dict[str, float] = field(default_factory=dict)
     new_stage: bool = False
 
     @property

@@ -44,6 +44,8 @@ def start(device: str) -> World:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda was asked for, but torch sees no CUDA device; use --device cpu")
+    if device == "cuda":
+        repeatable_cuda()
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         return World(0, 1, torch.device("cuda", 0) if device == "cuda" else torch.device("cpu"))
     place = torch.device("cpu")
@@ -52,6 +54,14 @@ def start(device: str) -> World:
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     return World(dist.get_rank(), dist.get_world_size(), place)
+
+
+def repeatable_cuda() -> None:
+    """fp32 means fp32 (torch lets convolutions use TF32 otherwise), and a kernel gives the same sum every time."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 def finish(world: World) -> None:

@@ -24,7 +24,7 @@ from core.distributed import World, from_main, gather_outputs, share_buffers, wa
 from core.method import Method
 from core.neighbors import NonFiniteFeatures
 from core.rng import Streams
-from core.timing import peak_memory
+from core.timing import forget_peak, peak_memory
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,6 +71,7 @@ class Trainer:
 
     def fit(self) -> Progress:
         """Train to the end, from the last checkpoint if there is one; a failed run ends with its reason."""
+        forget_peak(self.world.device)
         self._resume()
         if self.world.main and self.config.schedule.epochs == 0:
             self.checkpoint.keep_weights(0, weights_of(self.method))
@@ -257,6 +258,7 @@ class Trainer:
                 **{f"loss_{name}": value for name, value in losses.items()},
                 "clusters": labels.clusters,
                 "outliers": labels.outliers,
+                **labels.notes,
                 "images_seen": self.progress.images_seen,
                 **seconds,
                 **memory,

@@ -39,6 +39,9 @@ class Method(nn.Module):
         self.embedder = embedder
         self.capacity = capacity
 
+    def weights_loaded(self) -> None:
+        """Called once the initial weights are in the embedder: layers that start as copies of its own take them."""
+
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """What the method uses beyond images; the family's sampler prefers other cameras."""
@@ -61,9 +64,12 @@ class Method(nn.Module):
         return None
 
     def label(self, epoch: int, data: TrainingData) -> Labels:
-        """Pseudo-labels of this epoch, computed on rank 0: Jaccard distance and DBSCAN over ``data.features()``."""
+        """Pseudo-labels of this epoch, computed on rank 0: those of ``cluster`` over ``data.features()``."""
+        return self.cluster(data.features(), data)
+
+    def cluster(self, features: Tensor, data: TrainingData) -> Labels:
+        """Jaccard distance and DBSCAN over features (N, D), with the configured k1, k2 and eps."""
         settings = self.config.clustering
-        features = data.features()
         with data.timer("jaccard"):
             graph = jaccard_distance(features, settings.k1, settings.k2)
         with data.timer("cluster"):

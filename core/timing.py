@@ -36,6 +36,12 @@ class PhaseTimer:
         return taken
 
 
+def forget_peak(device: torch.device) -> None:
+    """Device memory peaks anew from here; the host's peak is the process's and cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> dict[str, int]:
     """Peak bytes of this process: resident host memory, and device memory when there is a GPU."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux

@@ -14,20 +14,35 @@ from torch import Tensor, nn
 from core.backbones.batchnorm import GroupedBatchNorm1d, set_bn_groups
 from core.backbones.pooling import POOLINGS, at_least_float32
 from core.backbones.resnet import ResNet, resnet18_half, resnet50, resnet50_ibn
+from core.backbones.vit import (
+    VisionTransformer,
+    vit_base,
+    vit_base_ics,
+    vit_small,
+    vit_small_ics,
+    vit_tiny,
+    vit_tiny6_ics,
+)
 
 Value = TypeVar("Value")
 
-BACKBONES: dict[str, Callable[..., ResNet]] = {
+BACKBONES: dict[str, Callable[..., ResNet | VisionTransformer]] = {
     "resnet50": resnet50,
     "resnet50_ibn": resnet50_ibn,
     "resnet18_half": resnet18_half,
+    "vit_tiny": vit_tiny,
+    "vit_tiny6_ics": vit_tiny6_ics,
+    "vit_small": vit_small,
+    "vit_small_ics": vit_small_ics,
+    "vit_base": vit_base,
+    "vit_base_ics": vit_base_ics,
 }
 
 
 class Embedder(nn.Module):
-    """Backbone -> pooling -> BNNeck -> unit vector.
+    """Backbone -> pooling (a vision transformer: its class token) -> BNNeck -> unit vector.
 
-    backbone: maps images (B, 3, H, W) to a feature map (B, dim, h, w).
+    backbone: maps images (B, 3, H, W) to a feature map (B, dim, h, w), and a vision transformer to its class token too.
     dim: length of the embedding.
     """
 
@@ -48,10 +63,23 @@ class Embedder(nn.Module):
 
         ``cameras`` (B,) is for backbones that embed the camera; convolutional ones ignore it.
         """
-        return self.backbone(images, after=after)
+        return self.map_and_pool(images, cameras, after)[0]
+
+    def map_and_pool(
+        self,
+        images: Tensor,
+        cameras: Tensor | None = None,
+        after: Mapping[str, nn.Module] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``map`` and what the neck takes: the pooled map, or the class token of a vision transformer (B, C)."""
+        if isinstance(self.backbone, VisionTransformer):
+            token, feature_map = self.backbone(images, cameras, after)
+            return feature_map, at_least_float32(token)
+        feature_map = self.backbone(images, after=after)
+        return feature_map, self.pool(feature_map)
 
     def pool(self, feature_map: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C), float32 or wider."""
+        """(B, C, h, w), whole or a part of it, -> (B, C), float32 or wider."""
         return self.pooling(feature_map)
 
     def neck(self, pooled: Tensor) -> Tensor:
@@ -64,9 +92,8 @@ class Embedder(nn.Module):
         cameras: Tensor | None = None,
         after: Mapping[str, nn.Module] | None = None,
     ) -> dict[str, Tensor]:
-        """``map`` (B, C, h, w), ``pooled`` (B, C), ``feature`` (B, C): post-neck, unit length."""
-        feature_map = self.map(images, cameras, after)
-        pooled = self.pool(feature_map)
+        """``map`` (B, C, h, w), ``pooled`` (B, C) before the neck, ``feature`` (B, C) after it, unit length."""
+        feature_map, pooled = self.map_and_pool(images, cameras, after)
         feature = F.normalize(self.neck(pooled), dim=1)
         return {"map": feature_map, "pooled": pooled, "feature": feature}
 
@@ -94,6 +121,10 @@ def build(
     make_pooling = lookup(POOLINGS, pooling, "pooling")
     with seeded_init(generator):
         backbone = make_backbone(**options)
+        if isinstance(backbone, VisionTransformer) and pooling != "avg":
+            raise ValueError(
+                f"{name} embeds an image by its class token, so backbone.pooling must be avg, not {pooling}"
+            )
         model = Embedder(backbone, make_pooling(), backbone.dim)
     set_bn_groups(model, bn_groups)
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core.backbones.net import lookup
+from core.backbones.net import Embedder, lookup
+from core.backbones.vit import Size, VisionTransformer, resize_positions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Triple = tuple[float, float, float]
@@ -37,7 +39,28 @@ FAMILY: KeyMap = (
     (r"^feat_bn\.", "bnneck."),
     (r"^gap\.p$", "pooling.p"),
 )
-CONTAINERS = ("state_dict", "model")  # under which training scripts store the tensors
+# A vision transformer of the TransReID family keeps our names, under DINO's prefix or none.
+VIT: KeyMap = (
+    (r"^(base|backbone)\.(?=cls_token|pos_embed|patch_embed|blocks|norm\.|sie_embed)", ""),
+    (r"^(?=cls_token|pos_embed|patch_embed|blocks|norm\.|sie_embed)", "backbone."),
+    (r"^bottleneck\.", "bnneck."),
+)
+TORCHVISION_VIT: KeyMap = (
+    (r"^class_token$", "backbone.cls_token"),
+    (r"^conv_proj\.", "backbone.patch_embed.proj."),
+    (r"^encoder\.pos_embedding$", "backbone.pos_embed"),
+    (r"^encoder\.ln\.", "backbone.norm."),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"backbone.blocks.\1."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.self_attention\.in_proj_", ".attn.qkv."),
+    (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.3\.", ".mlp.fc2."),
+)
+POSITIONS = "backbone.pos_embed"
+# Under which training scripts store the tensors; DINO keeps its student as well and releases the teacher.
+CONTAINERS = ("state_dict", "model", "teacher")
+OPTIONAL = ("num_batches_tracked", "sie_embed")  # of a backbone: its tensors a file may lack
 
 
 class WeightsError(ValueError):
@@ -95,7 +118,26 @@ WEIGHTS = {
         Weights(
             name="checkpoint",
             source="a user's checkpoint",
-            key_map=WRAPPERS + FAMILY + RESNET,
+            key_map=WRAPPERS + FAMILY + RESNET + VIT,
+        ),
+        Weights(
+            name="imagenet_vit_base",
+            source="ImageNet-1k, labelled (torchvision IMAGENET1K_V1)",
+            key_map=TORCHVISION_VIT,
+            url="https://download.pytorch.org/models/vit_b_16-c867db91.pth",
+            sha256="c867db91",
+            licence="BSD-3-Clause code; trained on ImageNet, whose terms are non-commercial",
+        ),
+        *(
+            Weights(
+                name=f"luperson_{backbone}",
+                source="LUPerson, unlabelled (a user's file of TransReID-SSL)",
+                mean=(0.5, 0.5, 0.5),
+                std=(0.5, 0.5, 0.5),
+                key_map=WRAPPERS + VIT,
+                licence="not redistributable; ask the authors of LUPerson",
+            )
+            for backbone in ("vit_small", "vit_small_ics", "vit_base_ics")
         ),
         Weights(name="suite", source="this suite's warm start"),
     )
@@ -118,12 +160,13 @@ def find_weights(name: str, backbone: str) -> Weights:
     return lookup(WEIGHTS, specific if specific in WEIGHTS else name, "initial weights")
 
 
-def load_weights(model: nn.Module, weights: Weights, path: Path | None = None, download: bool = False) -> LoadReport:
+def load_weights(model: Embedder, weights: Weights, path: Path | None = None, download: bool = False) -> LoadReport:
     """Load ``weights`` into an Embedder, from ``path`` or from torch's download folder.
 
-    All parameters and statistics of the backbone must be there in their shapes. Neck and pooling
-    may be missing (they keep their initial values) and further keys, such as a classifier's, are
-    left out; the report lists both. Raises WeightsError, and then the model is unchanged.
+    All parameters and statistics of the backbone must be there in their shapes; a position
+    embedding of another patch grid is resized. Neck, pooling and camera embedding may be missing
+    (they keep their initial values) and further keys, such as a classifier's, are left out; the
+    report lists both. Raises WeightsError, and then the model is unchanged.
     """
     file = locate(weights, path, download)
     digest = hash_file(file)
@@ -143,8 +186,11 @@ def load_weights(model: nn.Module, weights: Weights, path: Path | None = None, d
     own = model.state_dict()
     matched = [key for key in own if key in renamed]
     missing = [key for key in own if key not in renamed]
-    check_backbone(file, own, missing, {key: found[renamed[key]] for key in matched})
-    model.load_state_dict({key: found[renamed[key]] for key in matched}, strict=False)
+    given = {key: found[renamed[key]] for key in matched}
+    if POSITIONS in given and isinstance(model.backbone, VisionTransformer):
+        given[POSITIONS] = fit_positions(file, given[POSITIONS], model.backbone.grid)
+    check_backbone(file, own, missing, given)
+    model.load_state_dict(given, strict=False)
     unexpected = [original for key, original in renamed.items() if key not in own]
     return LoadReport(tuple(matched), tuple(missing), tuple(unexpected), digest)
 
@@ -201,10 +247,29 @@ def rename(key: str, key_map: KeyMap) -> str:
     return key
 
 
+def fit_positions(file: Path, embedding: Tensor, grid: Size) -> Tensor:
+    """A file's position embedding (1, 1 + n, d) for the patch grid ``grid`` (h, w).
+
+    Published grids are square (ImageNet) or two or three times as high as wide (LUPerson, 384 x 128); n tells them
+    apart, because no number is a square and twice or three times a square.
+    """
+    patches = embedding.shape[1] - 1
+    if patches == grid[0] * grid[1]:
+        return embedding
+    for ratio in (1, 2, 3):
+        width = math.isqrt(patches // ratio)
+        if ratio * width**2 == patches:
+            return resize_positions(embedding, (ratio * width, width), grid)
+    raise WeightsError(
+        f"{file} holds positions of {patches} patches, which is no grid of height 1, 2 or 3 times its width; "
+        f"resize them to {grid[0]} x {grid[1]} patches and save them again"
+    )
+
+
 def check_backbone(file: Path, own: Mapping[str, Tensor], missing: list[str], found: Mapping[str, Tensor]) -> None:
     """Raise WeightsError when the backbone is incomplete or any shape differs."""
-    # Files from before torch 0.4.1 have no such counter, and nothing depends on it.
-    holes = [key for key in missing if key.startswith("backbone.") and not key.endswith("num_batches_tracked")]
+    # Files from before torch 0.4.1 have no batch counter, and nothing depends on it.
+    holes = [key for key in missing if key.startswith("backbone.") and not key.endswith(OPTIONAL)]
     if holes:
         raise WeightsError(
             f"{file} lacks {len(holes)} of the backbone's tensors: {_shorten(holes)}; is it of "

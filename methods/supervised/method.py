@@ -43,7 +43,7 @@ class Supervised(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Pooled features before the neck, and logits after it."""
-        pooled = self.embedder.pool(self.embedder.map(batch.images[0]))
+        _, pooled = self.embedder.map_and_pool(batch.images[0])
         return {"pooled": pooled, "logits": self.classifier(self.embedder.neck(pooled))}
 
     def label(self, epoch: int, data: TrainingData) -> Labels:

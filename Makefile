@@ -5,11 +5,15 @@ BIN := $(CURDIR)/$(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
-.PHONY: leaderboard test lint bench verify readme clean
+.PHONY: leaderboard ablation test lint bench verify readme clean
 
 leaderboard: $(READY)
 	dvc repro
 	@cat results/leaderboard.md
+
+# make ablation METHOD=hhcl SEEDS="0 1 2" trains the method's ablation rows and tables their difference to it.
+ablation: $(READY)
+	python -m pipeline.ablation --method $(METHOD) $(if $(SEEDS),--seeds $(SEEDS))
 
 test: $(READY)
 	python -m pytest

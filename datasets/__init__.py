@@ -22,6 +22,12 @@ def available() -> list[str]:
     return sorted(files | {path.parent.name for path in HERE.glob("*/dataset.py")})
 
 
+def split_fold(name: str) -> tuple[str, int | None]:
+    """``NAME-FOLD`` (one of several predefined partitions) -> (NAME, FOLD); any other name -> (name, None)."""
+    dataset, _, fold = name.rpartition("-")
+    return (dataset, int(fold)) if fold.isdecimal() and dataset in available() else (name, None)
+
+
 def load(name: str) -> Dataset:
     """The dataset of that name; an unknown name is an error that suggests the nearest."""
     names = available()

@@ -1,7 +1,10 @@
 """CUHK03 in its original protocol: 20 splits of 1,367 people for training and 100 for testing.
 
-One split (``--fold 0`` to ``19``) is prepared at a time. Every test image is a query and may be
-drawn into the gallery, so it stands in the manifest twice. The camera is the view within the pair.
+Each split is prepared, trained on and tested as a dataset of its own, ``NAME-0`` to ``NAME-19``; the
+leaderboard averages them. Every test image is a query and may be drawn into the gallery, so it
+stands in the manifest twice. The camera is the view within the pair. As in torchreid and open-reid,
+all people of the five pairs who are not tested train (the paper leaves out pairs 4 and 5, and 100
+people to validate on).
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ def describe(name: str, boxes: str) -> Dataset:
         },
         unpack=partial(unpack, boxes=boxes),
         folds=FOLDS,
+        collection=_cuhk03.COLLECTION,
     )
 
 

@@ -2,6 +2,12 @@
 
 Read either as a folder in the Market-1501 layout, or from ``cuhk-03.mat`` and the configuration
 file of the protocol, whose images are then written in that same layout.
+
+The configuration file (MATLAB 5) holds the columns ``filelist`` (cell of names), ``labels`` (people,
+from 1), ``camId`` (view, 1 or 2) and ``train_idx``, ``query_idx``, ``gallery_idx`` (rows, from 1).
+Checked against the protocol's own generator and README (zhunzhong07/person-re-ranking:
+evaluation/data/CUHK03/gen_train_test_split.m, CUHK03-NP/README.md) and against torchreid's reader,
+not against the files themselves.
 """
 
 from __future__ import annotations
@@ -37,6 +43,7 @@ def describe(name: str, boxes: str, expected: Counts) -> Dataset:
         index=partial(index_names, pattern=NAME_PATTERN, prefix=boxes),
         expected=expected,
         unpack=partial(unpack, boxes=boxes),
+        collection=_cuhk03.COLLECTION,
     )
 
 

@@ -36,7 +36,9 @@ class Dataset:
     ``split``, ``person_id``, ``camera_id`` and perhaps ``frame``. expected: the published counts,
     only those that are certain. unpack: for datasets distributed as one file: (folder, empty folder
     to write images into, fold) -> folder to index, the first again where nothing needs unpacking.
-    folds: predefined partitions, prepared one at a time. fingerprint: null until contributed.
+    folds: predefined partitions, each prepared as a dataset of its own. collection: set where several
+    datasets divide the same people differently, so that none may test what was trained on another.
+    fingerprint: null until contributed.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Dataset:
     notices: tuple[str, ...] = ()
     unpack: Callable[[Path, Path, int], Path] | None = None
     folds: int = 1
+    collection: str = ""
 
 
 def find_folder(dataset: Dataset, root: Path) -> Path:

@@ -21,8 +21,9 @@ from core.rng import Streams
 from core.statistics import DRAWS, holm, identity_weights, paired_bootstrap, sign_flip_p
 from pipeline import cli
 from pipeline.settings import split_name
-from pipeline.table import KEY, place, published, quarantined, read_results
+from pipeline.table import CEILING, FLOOR, KEY, place, published, quarantined, read_results
 
+NO_CAMERA = "no_cam"  # variant of a baseline whose sampler uses no cameras
 BASELINE = "cluster_contrast"  # of a method whose published.yaml names no other
 ALPHA = 0.05
 SETTING = ["dataset", "backbone", "profile"]
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = arguments.parse_args(argv)
     params = cli.read_yaml(options.params)
-    results = read_results(params["runs"], params["datasets"], params["seeds"])
+    results = read_results(params)
     for line in quarantined(results):
         print(line, file=sys.stderr)
     table = compare(results)
@@ -116,7 +117,7 @@ def cells(results: Sequence[Result]) -> list[Cell]:
             groups.setdefault(tuple(result.record["run"][key] for key in KEY), []).append(result)
     made = [Cell(group[0].record["run"], group) for group in groups.values()]
     for cell in made:
-        seeds = [result.record["seed"] for result in cell.results]
+        seeds = [(result.record["seed"], result.record.get("fold")) for result in cell.results]
         if len(set(seeds)) < len(seeds):
             names = sorted({result.record["run"]["name"] for result in cell.results})
             raise ValueError(f"the same seed of the same run is listed twice in params.yaml: {names}, seeds {seeds}")
@@ -124,12 +125,16 @@ def cells(results: Sequence[Result]) -> list[Cell]:
 
 
 def find_baseline(cell: Cell, others: Sequence[Cell]) -> Cell | None:
-    """What ``cell`` is measured against; None for the baseline itself, or where the baseline was not run."""
-    wanted = split_name(published(cell.run["method"]).get("baseline", BASELINE))
-    for other in others:
-        if (other.run["method"], other.run["variant"]) == wanted and other is not cell:
-            return other
-    return None
+    """What ``cell`` is measured against; None for the baseline itself, or where the baseline was not run.
+
+    A method whose sampler sees no cameras is measured against the baseline without them, where that was run.
+    """
+    method, variant = split_name(published(cell.run["method"]).get("baseline", BASELINE))
+    compares_like = cell.run["method"] not in (method, FLOOR, CEILING)
+    blind = compares_like and "sampler" not in cell.results[0].record["needs"]["cameras"]
+    known = {(other.run["method"], other.run["variant"]): other for other in others if other is not cell}
+    wanted = [NO_CAMERA, variant] if blind else [variant]
+    return next((known[method, name] for name in wanted if (method, name) in known), None)
 
 
 class SharedWeights:
@@ -160,7 +165,7 @@ def compare_family(family: str, pairs: Sequence[tuple[Cell, Cell]], weights: Sha
 def compare_pair(a: Cell, b: Cell, weights: SharedWeights) -> dict[str, Any]:
     """One row but for the correction; a pair that cannot be compared has a verdict that says why and no numbers."""
     row: dict[str, Any] = {"a": a.name, "b": b.name, **dict(zip(SETTING, a.setting, strict=True))}
-    row["seeds"] = min(len(a.results), len(b.results))
+    row["seeds"] = min(len({result.record["seed"] for result in cell.results}) for cell in (a, b))
     try:
         ap_a, ap_b, people = paired_ap(a, b)
     except NotComparableError as error:
@@ -190,6 +195,8 @@ def paired_ap(a: Cell, b: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     tables = [result.queries for result in results if result.queries is not None]
     assert len(tables) == len(results), "a cell holds usable results only"
     first, expected = results[0].record["tested_on"]["fingerprint"], tables[0]
+    if any("ap" not in table for table in tables):
+        raise NotComparableError("their protocol gives a query no AP")
     for result, table in zip(results, tables, strict=True):
         record = result.record
         title = f"{record['run']['name']} seed {record['seed']}"

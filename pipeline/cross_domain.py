@@ -1,11 +1,11 @@
 """Every trained run of params.yaml tested on every prepared dataset: train on A, test on B, from the same weights.
 
-The last epoch is tested. Datasets are named by their folders in `data/`; a run's own dataset is the diagonal.
+The last epoch is tested, by the protocol of the dataset that tests. Datasets are named by their folders in `data/`; a
+run's own dataset is the diagonal. `--trained` takes other runs than params.yaml's, and weights of other epochs.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,18 +16,25 @@ import torch
 from tqdm import tqdm
 
 import methods
+import protocols
 from core import distributed
 from core.distributed import World
 from core.manifest import Manifest, read_manifest
 from pipeline import cli, paths
-from pipeline.scoring import NO_SCORES, TestSplit, load_method
+from pipeline.grid import jobs
+from pipeline.scoring import NO_SCORES, TestSplit, load_method, read_record, same_data, shared_people
 
 RUN = ["method", "variant", "backbone", "profile", "trained_on"]
+ROW = [*RUN, "selection"]  # of the matrix: epochs are never averaged
 SCORES = ["mAP", "mAP_trapezoid", "mINP", "rank1", "rank5", "rank10", "valid_queries"]
-COLUMNS = [*RUN, "tested_on", "seed", "selection", "epoch", *SCORES, "trained_data", "tested_data", "status"]
+COLUMNS = [
+    *(*RUN, "trained_fold", "tested_on", "tested_fold", "seed", "selection", "epoch", *SCORES),
+    *("headline", "trained_data", "tested_data", "status"),
+]
 NOTE = (
-    "mAP in percent, last epoch, mean over seeds. Rows: what was trained, on what; columns: what it was tested on. "
-    "A dash: failed, or the method cannot be tested there; cross_domain.csv says which."
+    "mAP in percent (rank-1 where the protocol has no mAP), mean over seeds and folds. Rows: what was trained, on "
+    "what, and which epoch; columns: what it was tested on. A dash: failed, or the method cannot be tested there; "
+    "cross_domain.csv says which."
 )
 
 
@@ -35,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write cross_domain.csv (one row per run, seed and test dataset), matrix.csv and matrix.md."""
     arguments = cli.parser("cross_domain", __doc__ or "")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was trained")
+    other = "folders of `train`, or files of weights/ in them, instead of params.yaml's runs"
+    arguments.add_argument("--trained", type=Path, nargs="+", help=other)
     arguments.add_argument("--data", type=Path, default=Path("data"), help="folder of the prepared datasets")
     arguments.add_argument("--out", type=Path, default=Path("results/cross_domain"), help="folder to write")
     arguments.add_argument("--cache", type=Path, default=paths.CACHE, help="decoded images")
@@ -42,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parse_args(argv)
     params = cli.read_yaml(options.params)
     torch.set_num_threads(options.threads or params["threads"])
-    trained, missing = trained_folders(params)
+    trained, missing = (options.trained, []) if options.trained else trained_folders(params)
     tests = prepared(options.data)
     if not trained or not tests:
         lacking = "trained run of params.yaml" if not trained else f"dataset with query and gallery in {options.data}"
@@ -62,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def trained_folders(params: dict[str, Any]) -> tuple[list[Path], list[Path]]:
     """Folders of the runs of params.yaml: those that were trained, and those that were not."""
-    cells = [(run, data, seed) for data in params["datasets"] for run in params["runs"] for seed in params["seeds"]]
-    folders = [paths.trained(*cell) for cell in cells]
+    folders = [job.trained for job in jobs(params)]
     there = [folder for folder in folders if (folder / "train.json").is_file()]
     return there, [folder for folder in folders if folder not in there]
 
@@ -75,21 +83,25 @@ def prepared(data: Path) -> dict[str, Manifest]:
 
 
 def cross_domain(trained: Sequence[Path], tests: dict[str, Manifest], world: World, cache: Path) -> pd.DataFrame:
-    """One row with COLUMNS per trained folder and test dataset; metrics as fractions."""
+    """One row with COLUMNS per trained folder (or file of its weights) and test dataset; metrics as fractions."""
     rows = []
-    for folder in tqdm(trained, "cross-domain", leave=False):
-        record = json.loads((folder / "train.json").read_text())
+    for path in tqdm(trained, "cross-domain", leave=False):
+        record = read_record(path.parent.parent if path.suffix == ".pt" else path)
         for name, manifest in tests.items():
-            scores, status = score_last(folder, record, manifest, world, cache)
+            scores, status = score_weights(path, record, manifest, world, cache)
             run = {key: record["run"][key] for key in RUN[:-1]}
+            folds = record["data"].get("fold"), manifest.info.get("fold")
             rows.append(
                 {
                     **run,
-                    "trained_on": record["run"]["dataset"],
-                    "tested_on": name,
+                    "trained_on": record["run"]["dataset"].removesuffix(f"-{folds[0]}"),
+                    "trained_fold": folds[0],
+                    "tested_on": name.removesuffix(f"-{folds[1]}"),
+                    "tested_fold": folds[1],
                     "seed": record["seed"],
-                    "selection": "last",
+                    "selection": path.stem if path.suffix == ".pt" else "last",
                     **scores,
+                    "headline": protocols.of_dataset(manifest.name).headline,
                     "trained_data": record["data"]["fingerprint"],
                     "tested_data": manifest.fingerprint,
                     "status": status,
@@ -98,34 +110,39 @@ def cross_domain(trained: Sequence[Path], tests: dict[str, Manifest], world: Wor
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def score_last(
-    folder: Path, record: dict[str, Any], manifest: Manifest, world: World, cache: Path
+def score_weights(
+    path: Path, record: dict[str, Any], manifest: Manifest, world: World, cache: Path
 ) -> tuple[dict[str, Any], str]:
-    """Scores of the last epoch on a dataset, or no scores and why."""
+    """Scores of a file of weights, or of a run's last epoch, on a dataset, or no scores and why."""
     if record["status"] != "ok":
         return NO_SCORES, f"failed: {record['reason']}"
+    if reason := shared_people(record, manifest):
+        return NO_SCORES, f"not applicable: {reason}"
     run, method = load_method(record)
-    elsewhere = manifest.fingerprint != record["data"]["fingerprint"]
-    if elsewhere and "test" in methods.load(run.method).needs(run.config).cameras:
+    if not same_data(record, manifest) and "test" in methods.load(run.method).needs(run.config).cameras:
         return NO_SCORES, "not applicable: at test the method needs the cameras that it was trained with"
-    last = max((folder / "weights").glob("epoch_*.pt"))
-    method.load_state_dict(torch.load(last, map_location="cpu", weights_only=True))
+    weights = path if path.suffix == ".pt" else max((path / "weights").glob("epoch_*.pt"))
+    method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     scores = TestSplit(manifest, run, record, world, cache).score(method)
-    return {"epoch": int(last.stem.removeprefix("epoch_")), **scores.summary()}, "ok"
+    return {"epoch": int(weights.stem.removeprefix("epoch_")), **scores.summary()}, "ok"
 
 
 def matrix(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean mAP in percent over the seeds that have one: rows are run and training dataset, columns test datasets."""
-    tests = list(dict.fromkeys(table["tested_on"]))
-    values = table.assign(mAP=100 * table["mAP"].astype(float))
-    means = values.groupby([*RUN, "tested_on"], sort=False)["mAP"].mean().unstack("tested_on")
+    """Mean headline in percent over the seeds and folds that have one: rows are run and training dataset, columns
+    test datasets."""
+    values = table.assign(
+        value=[100 * row[row["headline"]] for row in table.astype({"mAP": float, "rank1": float}).to_dict("records")],
+        tested_on=table["tested_on"] + table["headline"].map({"mAP": "", "rank1": " (rank-1)"}),
+    )
+    tests = list(dict.fromkeys(values["tested_on"]))
+    means = values.groupby([*ROW, "tested_on"], sort=False)["value"].mean().unstack("tested_on")
     return means.reindex(columns=tests).rename_axis(columns=None).reset_index()
 
 
 def markdown(grid: pd.DataFrame) -> str:
     """The matrix for people."""
     shown = grid.astype(object)
-    for column in grid.columns.difference(RUN):
+    for column in grid.columns.difference(ROW):
         shown[column] = ["-" if pd.isna(value) else f"{value:.1f}" for value in grid[column]]
     shown = shown.rename(columns={"trained_on": "trained on"})
     return "\n".join(["# Cross-domain", "", NOTE, "", str(shown.to_markdown(index=False, disable_numparse=True)), ""])

@@ -17,7 +17,8 @@ import torch
 from core import distributed
 from core.manifest import read_manifest
 from pipeline import cli, paths
-from pipeline.scoring import score_run
+from pipeline.grid import Job, default_backbone
+from pipeline.scoring import read_record, same_data, score_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--method", help="METHOD or METHOD-VARIANT, as given to train")
     arguments.add_argument("--dataset", help="the dataset it was trained on")
     arguments.add_argument("--seed", type=int, default=0, help="the seed it was trained with")
+    arguments.add_argument("--backbone", help="the backbone it was trained with; default: the one of params.yaml")
     arguments.add_argument("--trained", type=Path, help="folder of `train`")
     arguments.add_argument(
         "--data",
@@ -34,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking as well")
     arguments.add_argument("--protocol", help="with --features: a file of protocols/")
-    arguments.add_argument("--features", type=Path, help="npz with features, ids and cameras")
+    arguments.add_argument(
+        "--features", type=Path, nargs="+", help="npz with features, ids and cameras; one for each fold of the protocol"
+    )
     arguments.add_argument("--normalize", action="store_true", help="L2-normalise --features first")
     arguments.add_argument("--out", type=Path, help="folder, or with --features the JSON file to write")
     arguments.add_argument("--cache", type=Path, default=paths.CACHE, help="decoded images")
@@ -46,12 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (options.method and options.dataset):
         arguments.error("give --method and --dataset, or --protocol and --features")
 
-    torch.set_num_threads(options.threads or cli.read_yaml(options.params)["threads"])
-    trained = options.trained or paths.trained(options.method, options.dataset, options.seed)
+    params = cli.read_yaml(options.params)
+    torch.set_num_threads(options.threads or params["threads"])
+    backbone = options.backbone or default_backbone(options.method, params)
+    job = Job(options.method, options.dataset, backbone, options.seed)
+    trained = options.trained or job.trained
     data = options.data or paths.data(options.dataset)
-    out = options.out or paths.evaluated(options.method, options.dataset, options.seed)
+    out = options.out or job.evaluated
+    manifest = read_manifest(data)
+    if options.out is None and not same_data(read_record(trained), manifest):
+        raise ValueError(f"{data} is not what {trained} was trained on; pass --out, a folder for these results")
     world = distributed.start(options.device)
-    result, per_query, curves = score_run(trained, read_manifest(data), world, options.cache, options.rerank)
+    result, per_query, curves = score_run(trained, manifest, world, options.cache, options.rerank)
     write(out, result, per_query, curves)
     print(headline(result))
     return 0
@@ -59,11 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def headline(result: dict[str, Any]) -> str:
     """One line for the person waiting."""
-    title = f"{result['run']['name']} on {result['tested_on']['name']}, seed {result['seed']}"
+    tested = result["tested_on"]
+    dataset = f"{tested['name']}-{tested['fold']}" if "fold" in tested else tested["name"]
+    title = f"{result['run']['name']} on {dataset}, seed {result['seed']}"
     if result["status"] == "failed":
         return f"{title}: failed: {result['reason']}"
     last = result["selection"]["last"]
-    return f"{title}: mAP {100 * last['mAP']:.1f}, rank-1 {100 * last['rank1']:.1f} (last epoch)"
+    precision = "no mAP under its protocol" if last["mAP"] is None else f"mAP {100 * last['mAP']:.1f}"
+    return f"{title}: {precision}, rank-1 {100 * last['rank1']:.1f} (last epoch)"
 
 
 def write(out: Path, result: dict[str, Any], per_query: pd.DataFrame | None, curves: pd.DataFrame) -> None:
@@ -74,30 +87,35 @@ def write(out: Path, result: dict[str, Any], per_query: pd.DataFrame | None, cur
     metrics = {
         "status": result["status"],
         **{key: chosen["last"][key] for key in ("mAP", "rank1", "rank5", "rank10", "mINP")},
-        "best_on_test": {key: chosen["best_on_test"][key] for key in ("epoch", "mAP", "rank1")},
+        "best_on_test": {key: chosen["best_on_test"][key] for key in ("epoch", "mAP", "rank1", "chosen_by")},
         "images_seen": result["cost"]["images_seen"],
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    columns = ["query", "person_id", "camera_id", "ap"]
+    columns = ["query", "person_id", "camera_id"]
     table = per_query if per_query is not None else pd.DataFrame(columns=columns)
     table.to_csv(out / "queries.csv", index=False)
     curves.to_csv(out / "curves.csv", index=False)
 
 
 def evaluate_features(options: Any) -> int:
-    """Rank a feature file under a named protocol."""
+    """Rank feature files under a named protocol."""
     from protocols import load
-    from protocols.run import evaluate_feature_file
+    from protocols.run import evaluate_feature_files
 
     if not options.protocol or not options.out:
         raise ValueError("--features needs --protocol NAME and --out FILE.json")
-    summary, per_query = evaluate_feature_file(load(options.protocol), options.features, options.normalize)
+    if options.out.is_dir():
+        raise ValueError(f"{options.out} is a folder; with --features, --out names the JSON file to write")
+    protocol = load(options.protocol)
+    summary, per_query = evaluate_feature_files(protocol, options.features, options.normalize)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(summary, indent=2) + "\n")
     side = options.out.with_suffix(".queries.csv")
     per_query.to_csv(side, index=False)
     print(json.dumps(summary, indent=2))
     print(f"per-query results: {side}")
+    if summary["folds"] < protocol.folds:
+        print(f"{summary['folds']} of {protocol.folds} folds: give a file for each to get the protocol's number")
     return 0
 
 

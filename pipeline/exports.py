@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+import protocols
 from core import distributed
 from core.provenance import provenance
 from pipeline import cli, paths
@@ -26,8 +27,9 @@ DATA_COLUMNS = [
     *("camera_use", "fidelity", "initial_weights", "status"),
     *("baseline", "difference", "low", "high", "p_holm", "probability", "verdict"),
 ]
+BEST = ["mAP_best_on_test_mean", "rank1_best_on_test_mean"]  # rank-1 picks the epoch where there is no mAP
 LAST_ONLY = [
-    *("mAP_sd", *list(NUMBERS)[1:]),
+    *("mAP_sd", *list(NUMBERS)[2:]),
     *("baseline", "difference", "low", "high", "p_holm", "probability", "verdict"),
 ]
 RESOLVED, UNRESOLVED = "*", "o"
@@ -70,14 +72,14 @@ def choose(table: pd.DataFrame, selection: str) -> pd.DataFrame:
 
     Raises ValueError when the table lacks columns or was written by another rule than ``last``.
     """
-    missing = [name for name in (*DATA_COLUMNS, "mAP_best_on_test_mean") if name not in table]
+    missing = [name for name in (*DATA_COLUMNS, *BEST) if name not in table]
     if missing:
         raise ValueError(f"the table lacks the columns {missing}; write it again with `python -m pipeline.leaderboard`")
     strange = sorted(set(table["selection"]) - {"last"})
     if strange:
         raise ValueError(f"the table holds rows selected by {strange}; export the one that `leaderboard` writes")
     if selection == "best_on_test":
-        table = table.assign(mAP_mean=table["mAP_best_on_test_mean"], selection=selection)
+        table = table.assign(mAP_mean=table[BEST[0]], rank1_mean=table[BEST[1]], selection=selection)
         table[LAST_ONLY] = float("nan")
     return table[DATA_COLUMNS]
 
@@ -126,10 +128,15 @@ def cell(value: Any) -> str:
 
 
 def selection_text(part: pd.DataFrame) -> str:
-    """What the caption says about the epoch."""
-    if part["selection"].iloc[0] == "last":
-        return "Last epoch."
-    return "Best epoch on the test split (best-on-test): optimistic, and not comparable with last-epoch numbers."
+    """What the caption says about the epoch and the dataset."""
+    last = part["selection"].iloc[0] == "last"
+    best = "Best epoch on the test split (best-on-test): optimistic, and not comparable with last-epoch numbers."
+    return " ".join(["Last epoch." if last else best, *map(sentence, protocols.notices(part["dataset"].iloc[0]))])
+
+
+def sentence(text: str) -> str:
+    """``text`` with a capital and a full stop."""
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def marks_text(part: pd.DataFrame, resolved: str, unresolved: str) -> str:
@@ -167,7 +174,7 @@ def latex(table: pd.DataFrame, source: str) -> str:
     """One `table` per group for the booktabs package; best in bold, marks and sd at the mAP."""
     lines = [f"% {source}", r"% needs \usepackage{booktabs}"]
     for title, part in groups(table):
-        note = selection_text(part).replace("%", r"\%")
+        note = escape(selection_text(part))
         note += marks_text(part, "$^{*}$", r"$^{\circ}$").replace("%", r"\%")
         lines += [
             "",
@@ -199,7 +206,8 @@ def latex_rows(part: pd.DataFrame) -> list[str]:
         ]
         if not pd.isna(row["mAP_sd"]):
             cells[0] += f" {{\\scriptsize $\\pm$ {row['mAP_sd']:.1f}}}"
-        cells[0] = cells[0] + marks[mark(row)] if row["mAP_mean"] > 0 else row["status"].split()[0]
+        numbers = not row[list(NUMBERS)].isna().all()
+        cells[0] = cells[0] + marks[mark(row)] if numbers else escape(row["status"].split()[0])
         lines.append(" & ".join([escape(row["method"]), escape(row["variant"]), *cells]) + r" \\")
     return lines
 

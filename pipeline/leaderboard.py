@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 import methods
+import protocols
 from core.results import Result
-from pipeline import cli, paths
+from pipeline import cli
 from pipeline.compare import NOTE as COMPARISON_NOTE
 from pipeline.compare import compare, difference_table, to_baseline
 from pipeline.table import leaderboard, published, quarantined, read_results
@@ -23,6 +24,7 @@ SHOWN = {
     "seeds": "seeds",
     "mAP_mean": "mAP",
     "mAP_sd": "sd",
+    "gain_over_warm_start": "gain",
     "rank1_mean": "rank-1",
     "rank5_mean": "rank-5",
     "mINP_mean": "mINP",
@@ -30,13 +32,30 @@ SHOWN = {
     "camera_use": "cameras",
     "fidelity": "fidelity",
     "initial_weights": "initial weights",
-    "images_seen": "images seen",
-    "minutes": "minutes",
     "status": "status",
 }
+COST = {
+    "method": "method",
+    "variant": "variant",
+    "backbone": "backbone",
+    "images_seen": "images seen",
+    "images_per_second": "images/s",
+    "seconds_extract": "s extract",
+    "seconds_label": "s label",
+    "seconds_memories": "s memories",
+    "seconds_train": "s train",
+    "minutes": "minutes",
+    "peak_memory_gib": "peak GiB",
+}
+COST_NOTE = (
+    "Mean over seeds of the whole run. images/s: images seen in training per second of the run, labelling included. "
+    "`label`: all between extraction and the memories (Jaccard distance, DBSCAN, what the method adds). Peak memory is "
+    "the device's on CUDA and the process's on the CPU. Timings of runs that shared a machine are upper bounds."
+)
 NOTE = (
-    "mAP, rank-k and mINP in percent, last epoch; sd over seeds. `best-on-test` picks the epoch on the test split, as "
-    "papers do, and is no headline. `cameras`: where the method uses camera labels."
+    "mAP, rank-k and mINP in percent, last epoch; sd over seeds. `gain`: mAP above the backbone's warm start. "
+    "`best-on-test` picks the epoch on the test split, as papers do, and is no headline. `cameras`: where the method "
+    "uses camera labels."
 )
 PUBLISHED_NOTE = (
     "What the papers print for their own data, beside which nothing above may be put: `rendered` is drawn, not "
@@ -51,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--out", type=Path, default=Path("results"), help="folder to write")
     options = arguments.parse_args(argv)
     params = cli.read_yaml(options.params)
-    results = read_results(params["runs"], params["datasets"], params["seeds"])
+    results = read_results(params)
     for line in quarantined(results):
         print(line, file=sys.stderr)
     table = compared_table(results)
@@ -59,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table.to_csv(options.out / "leaderboard.csv", index=False)
     text = markdown(table)
     (options.out / "leaderboard.md").write_text(text)
-    draw_curves(params, [result.record for result in results], options.out / "curves.png")
+    draw_curves(params, results, options.out / "curves.png")
     print(text)
     return 0
 
@@ -73,11 +92,13 @@ def markdown(table: pd.DataFrame) -> str:
     """The leaderboard and the published numbers of its methods, one section per dataset and profile."""
     sections = ["# Leaderboard", ""]
     for (dataset, profile), part in table.groupby(["dataset", "profile"], sort=False):
-        sections += [f"## {dataset}, profile {profile}", "", NOTE, "", main_table(part), ""]
+        notices = [f"Notice: {notice}.\n" for notice in protocols.notices(dataset)]
+        sections += [f"## {dataset}, profile {profile}", "", *notices, NOTE, "", main_table(part), ""]
         compared = part.dropna(subset=["baseline"])
         if len(compared):
             title = f"### Differences to the baseline: {dataset}, profile {profile}"
             sections += [title, "", COMPARISON_NOTE, "", difference_table(named(compared)), ""]
+        sections += [f"### Cost: {dataset}, profile {profile}", "", COST_NOTE, "", cost_table(part), ""]
     names = list(dict.fromkeys(table["method"]))
     sections += ["## Published numbers", "", PUBLISHED_NOTE, "", published_table(names), ""]
     return "\n".join(sections)
@@ -86,12 +107,21 @@ def markdown(table: pd.DataFrame) -> str:
 def main_table(part: pd.DataFrame) -> str:
     """Markdown of the columns worth reading at a glance."""
     shown = part[list(SHOWN)].rename(columns=SHOWN)
-    formats = {"mAP": ".1f", "sd": ".1f", "rank-1": ".1f", "rank-5": ".1f", "mINP": ".1f"}
-    formats |= {"mAP best-on-test": ".1f", "images seen": ".0f", "minutes": ".1f"}
+    formats = {"mAP": ".1f", "gain": "+.1f", "sd": ".1f", "rank-1": ".1f", "rank-5": ".1f", "mINP": ".1f"}
+    formats |= {"mAP best-on-test": ".1f"}
     for column, form in formats.items():
         shown[column] = [text(value, form) for value in shown[column]]
     shown["fidelity"] = [value if isinstance(value, str) else "reference" for value in shown["fidelity"]]
     return shown.to_markdown(index=False, disable_numparse=True)
+
+
+def cost_table(part: pd.DataFrame) -> str:
+    """Markdown of what each run that trains costs."""
+    shown = part.loc[part["images_seen"] > 0, list(COST)].rename(columns=COST)
+    for column in list(COST.values())[3:]:
+        form = ".0f" if column.startswith(("images", "s ")) else ".1f"
+        shown[column] = [text(value, form) for value in shown[column]]
+    return str(shown.to_markdown(index=False, disable_numparse=True))
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
@@ -124,8 +154,8 @@ def published_table(names: Sequence[str]) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) if rows else "None."
 
 
-def draw_curves(params: dict[str, Any], records: Sequence[dict[str, Any]], file: Path) -> None:
-    """Test mAP and pseudo-label quality per epoch, one line per run (its first seed)."""
+def draw_curves(params: dict[str, Any], results: Sequence[Result], file: Path) -> None:
+    """Test mAP and pseudo-label quality per epoch, one line per run (its first seed and fold)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -134,18 +164,20 @@ def draw_curves(params: dict[str, Any], records: Sequence[dict[str, Any]], file:
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
     panels = {"mAP": "test mAP", "audit_ari": "pseudo-label ARI", "clusters": "clusters"}
     seed = params["seeds"][0]
-    for record in records:
-        run = record["run"]
-        if record["seed"] != seed or run["method"] not in methods.available():
+    folds = {result.record["run"]["dataset"]: result.record.get("fold") for result in reversed(results)}
+    for result in results:
+        run = result.record["run"]
+        first = result.record["seed"] == seed and result.record.get("fold") == folds[run["dataset"]]
+        if not first or run["method"] not in methods.available():
             continue
-        folder = paths.evaluated(run["name"], run["dataset"], seed)
-        curves = pd.read_csv(folder / "curves.csv")
+        curves = pd.read_csv(result.folder / "curves.csv")
         for axis, (column, title) in zip(axes, panels.items(), strict=True):
             axis.set(title=title, xlabel="epoch")
             if column in curves and len(curves.dropna(subset=[column])) > 1:
                 line = curves.dropna(subset=[column])
                 axis.plot(line["epoch"], line[column], marker=".", label=run["name"])
-    axes[0].legend(fontsize=8)
+    if axes[0].get_lines():  # a protocol without mAP draws none
+        axes[0].legend(fontsize=8)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
 

@@ -16,13 +16,3 @@ def data(dataset: str) -> Path:
 def initial(dataset: str, backbone: str) -> Path:
     """What ``pretrain`` writes: the weights that training on the dataset starts from."""
     return Path("initial") / f"{dataset}-{backbone}"
-
-
-def trained(run: str, dataset: str, seed: int) -> Path:
-    """What ``train`` writes."""
-    return Path("results/training") / f"{run}-{dataset}-{seed}"
-
-
-def evaluated(run: str, dataset: str, seed: int) -> Path:
-    """What ``evaluate`` writes."""
-    return Path("results/runs") / f"{run}-{dataset}-{seed}"

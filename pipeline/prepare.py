@@ -2,6 +2,7 @@
 
 Every dataset but `rendered` is read from --root, the folder that holds, or is, the dataset's own
 folder; nothing there is changed and archives are not opened. `rendered` is drawn into --out first.
+A dataset with several partitions is prepared one at a time, as NAME-FOLD (cuhk03_classic_detected-0).
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ ALLOW = "--allow-unknown-fingerprint"
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 when the manifest is written."""
     options = _parser().parse_args(argv)
-    dataset = datasets.load(options.dataset)
-    out = options.out or paths.data(dataset.name)
+    name, fold = datasets.split_fold(options.dataset)
+    dataset = datasets.load(name)
+    fold = chosen_fold(dataset, fold if options.fold is None else options.fold)
+    out = options.out or paths.data(f"{name}-{fold}" if dataset.folds > 1 else name)
     if dataset.name == "rendered":
         manifest = draw_rendered(dataset, out, options.size, options.world, options.device)
         status = f"size {options.size}, world {options.world}"
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{dataset.name}: pass --root, the folder that holds the dataset.\n"
                 + instructions(dataset, Path("ROOT"))
             )
-        manifest = read_dataset(dataset, options.root, out, options.fold, options.allow)
+        manifest = read_dataset(dataset, options.root, out, fold, options.allow)
         status = manifest.info["fingerprint_status"]
     manifest.write(out)
     print(report(manifest, status))
@@ -63,17 +66,28 @@ def _parser() -> argparse.ArgumentParser:
         dest="allow",
         help="accept counts or a fingerprint other than the published ones",
     )
-    parser.add_argument("--fold", type=int, default=0, help="which of the predefined partitions (cuhk03_classic_*)")
+    parser.add_argument("--fold", type=int, help="which of the predefined partitions; NAME-FOLD says the same")
     parser.add_argument("--size", default="small", help="rendered only: tiny, small or large")
     parser.add_argument("--world", type=int, default=0, help="rendered only: seed of the people and cameras")
     parser.add_argument("--device", default="cpu", help="rendered only: cpu or cuda")
     return parser
 
 
+def chosen_fold(dataset: Dataset, fold: int | None) -> int:
+    """``fold``, or 0 for a dataset that is not divided; raises DatasetError unless the dataset has that fold."""
+    last = dataset.folds - 1
+    if fold is None and last:
+        raise DatasetError(
+            f"{dataset.name} has {dataset.folds} folds, each a dataset of its own: prepare {dataset.name}-0 to "
+            f"{dataset.name}-{last}, and list them under `datasets` in params.yaml; the leaderboard averages them"
+        )
+    if not 0 <= (fold or 0) <= last:
+        raise DatasetError(f"{dataset.name} has the folds 0..{last}; {fold} is none of them")
+    return fold or 0
+
+
 def read_dataset(dataset: Dataset, root: Path, out: Path, fold: int = 0, allow: bool = False) -> Manifest:
     """The manifest of a dataset on disk, after all checks."""
-    if not 0 <= fold < dataset.folds:
-        raise DatasetError(f"{dataset.name} has the folds 0..{dataset.folds - 1}; --fold {fold} is none of them")
     folder = find_folder(dataset, root)
     if dataset.unpack is not None:
         folder = dataset.unpack(folder, out / "images", fold)

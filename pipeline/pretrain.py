@@ -17,6 +17,7 @@ from core.config import ConfigError
 from core.manifest import read_manifest
 from core.rng import Streams
 from pipeline import cli, paths, training
+from pipeline.grid import default_backbone
 from pipeline.settings import Run, profile_settings, resolve_run
 
 METHOD = "supervised-source"
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parse_args(argv)
 
     params = cli.read_params(options)
-    backbone = options.backbone or params["backbones"]["cnn"]
+    backbone = options.backbone or default_backbone(METHOD, params)
     run = resolve_run(METHOD, options.dataset, params, "pretrain", options.assignments, backbone)
     torch.set_num_threads(options.threads or params["threads"])
     manifest = read_manifest(options.data or paths.data(options.dataset))

@@ -1,9 +1,9 @@
-"""Scores of a trained run at every kept epoch, and the audit of its pseudo-labels."""
+"""Scores of a trained run at every kept epoch under its dataset's protocol, and the audit of its pseudo-labels."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,29 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import datasets
 import methods
+import protocols
 from core.audit import audit
 from core.config import Patch, resolve
 from core.data import extract
+from core.distances import DistanceBlock, euclidean_blocks
 from core.distributed import World
 from core.engine import autocast
-from core.evaluation import Scores, evaluate_features, evaluate_ranking
+from core.evaluation import Scores
 from core.images import ImageStore, load_images
 from core.manifest import Manifest
 from core.method import Method
 from core.provenance import provenance
 from core.rerank import Reranked
 from core.rng import Streams
+from core.single_shot import SingleShotScores
 from pipeline import paths
 from pipeline.settings import Run
 from pipeline.training import build_method, known_cameras
+from protocols.run import score
 
+AnyScores = Scores | SingleShotScores
 NO_SCORES: dict[str, Any] = {
     "epoch": None,
     **dict.fromkeys(("mAP", "mAP_trapezoid", "mINP", "rank1", "rank5", "rank10", "rank20")),
@@ -47,21 +53,24 @@ def score_run(
     labelled as such), the per-query table of the last epoch (None for a failed run) and one row per epoch of
     training curves: losses, clusters, the audit against ground truth, and test scores where weights were kept.
 
-    Raises FileNotFoundError when the run is not there.
+    Raises FileNotFoundError when the run is not there, and ValueError when the dataset cannot test it.
     """
-    if not (trained / "train.json").is_file():
-        raise FileNotFoundError(f"{trained} holds no trained run; run `python -m pipeline.train` first")
-    record = json.loads((trained / "train.json").read_text())
+    record = read_record(trained)
+    if reason := shared_people(record, manifest):
+        raise ValueError(f"{trained} cannot be tested on {manifest.name}: {reason}")
+    protocol = protocols.of_dataset(manifest.name)
+    if rerank and protocol.gallery_shot != "all":
+        raise ValueError(f"--rerank needs the whole gallery, and {protocol.name} draws one image per person")
     run, method = load_method(record)
     curves = read_history(trained)
-    if manifest.name == record["data"]["name"]:
+    if same_data(record, manifest):
         curves = curves.merge(audit_labels(trained, manifest, run), how="left", on="epoch")
     test = TestSplit(manifest, run, record, world, cache)
-    scores: dict[int, Scores] = {}
+    scores: dict[int, AnyScores] = {}
     for file in tqdm(sorted((trained / "weights").glob("epoch_*.pt")), "evaluate", leave=False):
         method.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         scores[int(file.stem.removeprefix("epoch_"))] = test.score(method)
-    selection: dict[str, Any] = select(scores)
+    selection: dict[str, Any] = select(scores, protocol.headline)
     last = scores[max(scores)] if scores and record["status"] == "ok" else None
     if record["status"] == "failed":
         selection = {"last": NO_SCORES, "best_on_test": selection["best_on_test"]}
@@ -70,8 +79,12 @@ def score_run(
             "epoch": max(scores),
             **test.score(method, rerank=True).summary(),
         }
+    fold = record["data"].get("fold")
     result = {
         **record,
+        "run": {**record["run"], "dataset": record["run"]["dataset"].removesuffix(f"-{fold}")},
+        "fold": fold,
+        "protocol": {key: getattr(protocol, key) for key in ("name", "version", "headline", "folds")},
         "tested_on": {"name": manifest.name, "fingerprint": manifest.fingerprint, **manifest.info},
         "selection": selection,
         "evaluated_with": provenance(world, paths.ROOT),
@@ -83,13 +96,43 @@ def score_run(
     return result, None if last is None else last.per_query, curves
 
 
-def select(scores: dict[int, Scores]) -> dict[str, dict[str, Any]]:
-    """The last epoch, and the one with the highest test mAP (the earliest of equals)."""
-    if not scores:
-        return {"last": NO_SCORES, "best_on_test": NO_SCORES}
-    best = max(sorted(scores), key=lambda epoch: scores[epoch].mAP)
-    chosen = {"last": max(scores), "best_on_test": best}
-    return {rule: {"epoch": epoch, **scores[epoch].summary()} for rule, epoch in chosen.items()}
+def select(scores: Mapping[int, AnyScores], headline: str) -> dict[str, dict[str, Any]]:
+    """The last epoch, and the one with the highest ``headline`` on test (the earliest of equals)."""
+    found = {epoch: {"epoch": epoch, **scores[epoch].summary()} for epoch in sorted(scores)}
+    if not found:
+        return {"last": NO_SCORES, "best_on_test": {**NO_SCORES, "chosen_by": headline}}
+    best = max(found.values(), key=lambda figures: figures[headline])
+    return {"last": found[max(found)], "best_on_test": {**best, "chosen_by": headline}}
+
+
+def read_record(trained: Path) -> dict[str, Any]:
+    """What training wrote of a run; raises FileNotFoundError when the run is not there."""
+    if not (trained / "train.json").is_file():
+        raise FileNotFoundError(f"{trained} holds no trained run; run `python -m pipeline.train` first")
+    record: dict[str, Any] = json.loads((trained / "train.json").read_text())
+    return record
+
+
+def same_data(record: dict[str, Any], manifest: Manifest) -> bool:
+    """Whether the run was trained on the very images of the manifest."""
+    return bool(record["data"]["fingerprint"] == manifest.fingerprint)
+
+
+def shared_people(record: dict[str, Any], manifest: Manifest) -> str | None:
+    """Why a run may have been trained on people that the manifest tests, or None.
+
+    The datasets of one collection (and the folds of one dataset) divide the same people differently.
+    """
+    if same_data(record, manifest):
+        return None
+    known = [name for name in (record["data"]["name"], manifest.name) if name in datasets.available()]
+    collections = [datasets.load(name).collection for name in known]
+    if len(collections) < 2 or not collections[0] or collections[0] != collections[1]:
+        return None
+    return (
+        f"{collections[0]}'s partitions divide the same people differently, so that people of this test split "
+        "may be among those that it was trained on"
+    )
 
 
 def load_method(record: dict[str, Any]) -> tuple[Run, Method]:
@@ -122,42 +165,49 @@ def audit_labels(trained: Path, manifest: Manifest, run: Run) -> pd.DataFrame:
 
 
 class TestSplit:
-    """Query and gallery images of a dataset, decoded once, against which methods are scored."""
+    """Query and gallery images of a dataset, decoded once, against which methods are scored by its protocol.
+
+    Junk has a split of its own in a manifest, so that the gallery is without it already.
+    """
 
     __test__ = False  # not a pytest class, whatever its name
 
     def __init__(self, manifest: Manifest, run: Run, record: dict[str, Any], world: World, cache: Path) -> None:
         self.world, self.run, self.manifest = world, run, manifest
+        self.protocol = protocols.of_dataset(manifest.name)
+        self.splits = {"query": self.protocol.query, "gallery": self.protocol.gallery}
         self.mean, self.std = tuple(record["input"]["mean"]), tuple(record["input"]["std"])
         self.needs = methods.load(run.method).needs(run.config)
         size = run.config.input
-        self.rows = {name: manifest.split(name) for name in ("query", "gallery")}
+        rows = {side: manifest.split(split) for side, split in self.splits.items()}
+        self.labels = [
+            rows[side][column].to_numpy() for column in ("person_id", "camera_id") for side in ("query", "gallery")
+        ]
         self.images = {
-            name: ImageStore(load_images(manifest, name, size.height, size.width, cache / "images"), world.device)
-            for name in self.rows
+            side: ImageStore(load_images(manifest, split, size.height, size.width, cache / "images"), world.device)
+            for side, split in self.splits.items()
         }
 
-    def score(self, method: Method, rerank: bool = False) -> Scores:
+    def score(self, method: Method, rerank: bool = False) -> AnyScores:
         """Rank gallery for every query with the method's features and distance; touches no RNG and no BN state."""
         dtype = torch.float64 if self.run.config.precision == "fp64" else torch.float32
         method.to(self.world.device, dtype).eval()
         method.to(memory_format=torch.channels_last)
         query = self._embed(method, "query", dtype)
         gallery = self._embed(method, "gallery", dtype)
-        labels = [
-            self.rows[name][column].to_numpy() for column in ("person_id", "camera_id") for name in ("query", "gallery")
-        ]
+        block: DistanceBlock | None
         if rerank:
-            return evaluate_ranking(Reranked(query["feature"], gallery["feature"]).block, *labels)
-        block = self._own_distance(method, query, gallery)
+            block = Reranked(query["feature"], gallery["feature"]).block
+        else:
+            block = self._own_distance(method, query, gallery)
         if block is None:
-            return evaluate_features(query["feature"].float(), gallery["feature"].float(), *labels)
-        return evaluate_ranking(block, *labels)
+            block = euclidean_blocks(query["feature"].float(), gallery["feature"].float())
+        return score(self.protocol, block, *self.labels, fold=self.manifest.info.get("fold", 0))
 
-    def _embed(self, method: Method, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    def _embed(self, method: Method, side: str, dtype: torch.dtype) -> dict[str, Tensor]:
         cameras = None
         if "test" in self.needs.cameras:
-            cameras = known_cameras(self.manifest, name, self.needs)
+            cameras = known_cameras(self.manifest, self.splits[side], self.needs)
 
         def embed(images: Tensor, seen: Tensor | None) -> dict[str, Tensor]:
             with autocast(self.run.config.precision, self.world.device):
@@ -165,7 +215,7 @@ class TestSplit:
 
         outputs = extract(
             embed,
-            self.images[name],
+            self.images[side],
             self.run.config.extraction_batch,
             self.mean,
             self.std,

@@ -13,9 +13,10 @@ import yaml
 import methods
 from core.checkpoint import source_hash
 from core.config import Config, ConfigError, Patch, parse_assignments, resolve
+from datasets import split_fold
 from pipeline.paths import ROOT
 
-SECTIONS = ("datasets", "variants", "ablations")
+SECTIONS = ("datasets", "variants", "ablations", "profiles")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def profile_settings(profile: str) -> dict[str, Any]:
     if profile not in known:
         raise ConfigError(f"no profile is called '{profile}'; known: {', '.join(known)}")
     settings = read_yaml(folder / f"{profile}.yaml")
-    unknown = set(settings) - {"start_from", "train", "pretrain", "references"}
+    unknown = set(settings) - {"start_from", "train", "pretrain", "references", "backbones"}
     if unknown:
         raise ConfigError(f"profiles/{profile}.yaml: unknown keys {sorted(unknown)}")
     return settings
@@ -103,6 +104,8 @@ def resolve_run(
 ) -> Run:
     """Stack the layers: core defaults, method, dataset override, variant, profile, params.yaml, command line.
 
+    Two layers fit a profile: the method's own ``profiles`` section, and the profile's ``backbones`` section.
+
     The profile's ``references`` (warm start, supervised bound) come above params.yaml's overrides, which are meant for
     the methods: ``overrides.schedule.epochs`` must not train the warm start.
 
@@ -112,7 +115,7 @@ def resolve_run(
     file = f"methods/{method}/config.yaml"
     written = method_config(method)
     own = {key: value for key, value in written.items() if key not in SECTIONS}
-    override = (written.get("datasets") or {}).get(dataset) or {}
+    override = (written.get("datasets") or {}).get(split_fold(dataset)[0]) or {}
     named = {**(written.get("variants") or {}), **(written.get("ablations") or {})}
     profile = params.get("profile", "published")
     patches = [
@@ -120,9 +123,12 @@ def resolve_run(
         Patch(f"{file} (datasets.{dataset})", override, paper=True),
         Patch(f"{file} (variant {variant})", named.get(variant) or {}, paper=True),
         Patch(f"profiles/{profile}.yaml", profile_settings(profile).get(stage) or {}, paper=False),
+        Patch(f"{file} (profiles.{profile})", (written.get("profiles") or {}).get(profile) or {}, paper=False),
     ]
     if backbone:
         patches.append(Patch("--backbone", {"backbone": {"name": backbone}}, paper=False))
+        fitted = (profile_settings(profile).get("backbones") or {}).get(backbone) or {}
+        patches.append(Patch(f"profiles/{profile}.yaml (backbones.{backbone})", fitted.get(stage) or {}, paper=False))
     patches.append(Patch("params.yaml (overrides)", params.get("overrides") or {}, paper=False))
     if stage == "train":  # above the overrides: what frames the methods keeps its own schedule and rate
         own_patch = (profile_settings(profile).get("references") or {}).get(method) or {}
@@ -134,4 +140,4 @@ def resolve_run(
 
 def code_hash(method: str) -> str:
     """Hash of the code that decides a run's numbers: the core's and the method's."""
-    return source_hash([ROOT / "core", methods.folder(method) / "method.py"])
+    return source_hash([ROOT / "core", *sorted(methods.folder(method).glob("*.py"))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,18 @@ import pandas as pd
 
 import methods
 from core.results import Result, read_result
-from pipeline import paths
+from pipeline.grid import jobs
 from pipeline.settings import read_yaml, variants
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
+PHASES = ("extract", "label", "memories", "train")
 KEY = ["method", "variant", "backbone", "profile", "dataset"]
 COLUMNS = [
     *KEY,
     "seeds",
     "mAP_mean",
     "mAP_sd",
+    "gain_over_warm_start",
     "rank1_mean",
     "rank5_mean",
     "rank10_mean",
@@ -35,7 +37,9 @@ COLUMNS = [
     "peak_memory_gib",
     "status",
     "mAP_best_on_test_mean",
+    "rank1_best_on_test_mean",
     "images_per_second",
+    *(f"seconds_{phase}" for phase in PHASES),
     "bn_groups",
     "batch",
 ]
@@ -43,9 +47,9 @@ COLUMNS = [
 FLOOR, CEILING = "warm_start", "supervised"
 
 
-def read_results(runs: Sequence[str], datasets: Sequence[str], seeds: Sequence[int]) -> list[Result]:
+def read_results(params: Mapping[str, Any]) -> list[Result]:
     """Checked results of the runs that params.yaml asks for; raises FileNotFoundError for one that is missing."""
-    return [read_result(paths.evaluated(run, dataset, seed)) for dataset in datasets for run in runs for seed in seeds]
+    return [read_result(job.evaluated) for job in jobs(params)]
 
 
 def quarantined(results: Sequence[Result]) -> list[str]:
@@ -60,7 +64,17 @@ def leaderboard(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
         run = record["run"]
         groups.setdefault(tuple(run[name] for name in KEY), []).append(record)
     rows = [row(group) for group in sorted(groups.values(), key=lambda group: place(group[0]["run"]))]
+    floors = {setting(line): line["mAP_mean"] for line in rows if line["method"] == FLOOR}
+    for line in rows:
+        floor = floors.get(setting(line))
+        known = floor is not None and line["mAP_mean"] is not None
+        line["gain_over_warm_start"] = line["mAP_mean"] - floor if known else None
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def setting(line: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a row shares with its warm start."""
+    return tuple(line[name] for name in ("dataset", "profile", "backbone"))
 
 
 def place(run: dict[str, Any]) -> tuple[Any, ...]:
@@ -84,15 +98,15 @@ def row(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = group[0]
     run, config = first["run"], first["run"]["config"]
     done = [record for record in group if record["status"] == "ok"]
-    last = {name: [100 * record["selection"]["last"][name] for record in done] for name in METRICS}
-    best = [100 * record["selection"]["best_on_test"]["mAP"] for record in done]
+    last = {name: per_seed(done, "last", name) for name in METRICS}
+    best = {name: per_seed(done, "best_on_test", name) for name in ("mAP", "rank1")}
     published = published_row(run["method"], run["variant"], run["backbone"], run["dataset"])
     trains = first["cost"]["images_seen"] > 0
     return {
         **{name: run[name] for name in KEY},
-        "seeds": len(group),
+        "seeds": len({record["seed"] for record in group}),
         **{f"{name}_mean": mean(values) for name, values in last.items()},
-        "mAP_sd": float(np.std(last["mAP"], ddof=1)) if len(done) > 1 else None,
+        "mAP_sd": float(np.std(last["mAP"], ddof=1)) if len(last["mAP"]) > 1 else None,
         "published_mAP": published.get("mAP"),
         "published_rank1": published.get("rank1"),
         "camera_use": "+".join(first["needs"]["cameras"]) or "none",
@@ -103,11 +117,30 @@ def row(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "minutes": mean([record["cost"]["seconds_total"] / 60 for record in group]),
         "peak_memory_gib": peak([record["cost"] for record in group]),
         "status": status(group),
-        "mAP_best_on_test_mean": mean(best),
+        "mAP_best_on_test_mean": mean(best["mAP"]),
+        "rank1_best_on_test_mean": mean(best["rank1"]),
         "images_per_second": mean([throughput(record) for record in group]) if trains else None,
+        **{f"seconds_{phase}": mean([seconds(record, phase) for record in group]) for phase in PHASES if trains},
         "bn_groups": config["backbone"]["bn_groups"],
         "batch": config["sampler"]["identities"] * config["sampler"]["instances"] if trains else None,
     }
+
+
+def per_seed(records: Sequence[dict[str, Any]], selection: str, name: str) -> list[float]:
+    """A figure of each seed in percent, averaged over the folds of its dataset; empty where the protocol has none."""
+    seeds: dict[int, list[float]] = {}
+    for record in records:
+        value = record["selection"][selection][name]
+        if value is not None:
+            seeds.setdefault(record["seed"], []).append(100 * value)
+    return [float(np.mean(values)) for values in seeds.values()]
+
+
+def missing_folds(group: Sequence[dict[str, Any]]) -> str | None:
+    """What the row lacks of its protocol's folds, all of which make up the protocol's number."""
+    wanted = group[0].get("protocol", {}).get("folds", 1)
+    found = len({record.get("fold") for record in group})
+    return f"{found} of {wanted} folds" if found < wanted else None
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -120,6 +153,14 @@ def throughput(record: dict[str, Any]) -> float:
     return record["cost"]["images_seen"] / max(record["cost"]["seconds_total"], 1e-9)
 
 
+def seconds(record: dict[str, Any], phase: str) -> float:
+    """Seconds of a phase over the whole run; ``label`` is everything that no other phase has."""
+    spent = record["cost"].get("seconds", {})
+    if phase != "label":
+        return float(spent.get(phase, 0.0))
+    return float(sum(value for name, value in spent.items() if name not in PHASES))
+
+
 def peak(costs: Sequence[dict[str, Any]]) -> float | None:
     """Largest peak of host (CPU runs) or device memory over the runs, in GiB; None for a run of no epoch."""
     peaks = [cost.get("peak_device_bytes", cost.get("peak_host_bytes")) for cost in costs]
@@ -130,11 +171,12 @@ def peak(costs: Sequence[dict[str, Any]]) -> float | None:
 def status(group: Sequence[dict[str, Any]]) -> str:
     """``ok``, or how many seeds failed or were quarantined and why the first was."""
     told = []
+    unit = "seeds" if group[0].get("fold") is None else "runs"
     for state in ("failed", "quarantined"):
         bad = [record for record in group if record["status"] == state]
         if bad:
-            told.append(f"{state} ({len(bad)} of {len(group)} seeds): {bad[0]['reason']}")
-    return "; ".join(told) or "ok"
+            told.append(f"{state} ({len(bad)} of {len(group)} {unit}): {bad[0]['reason']}")
+    return "; ".join([*told, *filter(None, [missing_folds(group)])]) or "ok"
 
 
 def published(method: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from core import distributed
 from core.manifest import read_manifest
 from pipeline import cli, paths, training
+from pipeline.grid import Job, default_backbone
 from pipeline.settings import resolve_run
 
 
@@ -20,17 +21,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_run_arguments(arguments)
     arguments.add_argument("--data", type=Path, help="folder of `prepare`; default: data/DATASET")
     arguments.add_argument("--initial", type=Path, help="folder of `pretrain`; default: initial/DATASET-BACKBONE")
-    arguments.add_argument("--out", type=Path, help="default: results/training/METHOD-DATASET-SEED")
+    arguments.add_argument("--out", type=Path, help="default: results/training/METHOD-DATASET-BACKBONE-SEED")
     arguments.add_argument("--cache", type=Path, default=paths.CACHE, help="images and checkpoints")
     options = arguments.parse_args(argv)
 
     params = cli.read_params(options)
-    backbone = options.backbone or params["backbones"]["cnn"]
+    backbone = options.backbone or default_backbone(options.method, params)
     run = resolve_run(options.method, options.dataset, params, "train", options.assignments, backbone)
     torch.set_num_threads(options.threads or params["threads"])
     manifest = read_manifest(options.data or paths.data(options.dataset))
     initial = training.read_initial(options.initial or paths.initial(options.dataset, run.backbone))
-    out = options.out or paths.trained(options.method, options.dataset, options.seed)
+    out = options.out or Job(options.method, options.dataset, run.backbone, options.seed).trained
     world = distributed.start(options.device)
     try:
         record = training.train(run, manifest, initial, options.seed, out, world, options.cache)

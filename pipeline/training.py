@@ -150,6 +150,7 @@ def build_method(run: Run, capacity: int, streams: Streams, initial: Initial | N
     set_bn_groups(method, backbone.bn_groups)
     if initial is not None and initial.weights is not None:
         load_weights(method.embedder, WEIGHTS["suite"], initial.weights)
+    method.weights_loaded()
     return method
 
 

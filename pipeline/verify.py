@@ -18,9 +18,11 @@ import numpy as np
 import pandas as pd
 
 import methods
+import protocols
 from core.results import METRICS, Result, read_result
-from pipeline import cli, leaderboard, paths
-from pipeline.table import KEY, published, quarantined
+from pipeline import cli, leaderboard
+from pipeline.grid import jobs
+from pipeline.table import KEY, per_seed, published, quarantined
 
 TOLERANCE = 1.0  # points of mAP: what identical seeds of published code differ by
 PUBLISHED_PROFILE = "published"
@@ -51,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def present_results(params: dict[str, Any]) -> list[Result]:
     """Checked results of those runs of params.yaml that were evaluated."""
-    cells = [(run, data, seed) for data in params["datasets"] for run in params["runs"] for seed in params["seeds"]]
-    folders = [paths.evaluated(*cell) for cell in cells]
+    folders = [job.evaluated for job in jobs(params)]
     return [read_result(folder) for folder in folders if (folder / "result.json").is_file()]
 
 
@@ -93,17 +94,23 @@ def groups(results: Sequence[Result]) -> dict[Key, list[dict[str, Any]]]:
 def reference_row(key: Key, group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A row's metrics over its seeds, in percent, and what they were measured on."""
     first = group[0]
-    values = {name: [100 * record["selection"]["last"][name] for record in group] for name in METRICS}
+    values = {name: found for name in METRICS if (found := per_seed(group, "last", name))}
     return {
         **dict(zip(KEY, key, strict=True)),
         "selection": "last",
-        "seeds": [record["seed"] for record in group],
+        "seeds": list(dict.fromkeys(record["seed"] for record in group)),
         "metrics": {name: {"mean": float(np.mean(v)), "sd": sd(v), "values": v} for name, v in values.items()},
-        "tested_on": first["tested_on"]["fingerprint"],
+        "tested_on": tested_on(group),
         "config_hash": first["run"]["config_hash"],
         "commit": first["provenance"]["commit"],
         "device": first["provenance"]["device"],
     }
+
+
+def tested_on(group: Sequence[dict[str, Any]]) -> str | list[str]:
+    """The fingerprint of the data, or those of the folds."""
+    found = sorted({record["tested_on"]["fingerprint"] for record in group})
+    return found[0] if len(found) == 1 else found
 
 
 def sd(values: Sequence[float]) -> float | None:
@@ -125,20 +132,26 @@ def verify(results: Sequence[Result], reference: Sequence[dict[str, Any]]) -> pd
 
 
 def numbers(method: str) -> list[dict[str, Any]]:
-    """The published rows that hold a number."""
-    return [entry for entry in published(method).get("rows") or [] if entry.get("mAP") is not None]
+    """The published rows that hold the figure of their dataset's protocol."""
+    return [entry for entry in published(method).get("rows") or [] if entry.get(figure(entry["dataset"])) is not None]
+
+
+def figure(dataset: str) -> str:
+    """``mAP``, or ``rank1`` where the dataset's protocol defines no mAP."""
+    return protocols.load(dataset).headline if dataset in protocols.available() else "mAP"
 
 
 def against_reference(row: dict[str, Any], present: dict[Key, list[dict[str, Any]]]) -> dict[str, Any]:
     """The last epoch against the reference's; results of other data (another size or world) do not count as run."""
-    key, expected = tuple(row[name] for name in KEY), row["metrics"]["mAP"]
+    key, by = tuple(row[name] for name in KEY), "mAP" if "mAP" in row["metrics"] else "rank1"
+    expected = row["metrics"][by]
     group = present.get(key, [])
     state = {"expected_by": "reference", **dict(zip(KEY, key, strict=True)), "selection": "last"}
     state |= {"expected": expected["mean"], "tolerance": tolerance(expected["sd"], len(row["seeds"]))}
-    if any(record["tested_on"]["fingerprint"] != row["tested_on"] for record in group):
+    if group and tested_on(group) != row["tested_on"]:
         return {**state, "state": "not run", "note": "the results are of other data than the reference"}
     changed = any(record["run"]["config_hash"] != row["config_hash"] for record in group)
-    return judge(state, group, "settings differ from the reference's" if changed else "")
+    return judge(state, group, by, "settings differ from the reference's" if changed else "")
 
 
 def against_paper(method: str, entry: dict[str, Any], present: dict[Key, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -149,20 +162,22 @@ def against_paper(method: str, entry: dict[str, Any], present: dict[Key, list[di
     key = (method, entry["variant"], entry["backbone"], PUBLISHED_PROFILE, entry["dataset"])
     group = present.get(key, [])
     state = {"expected_by": "paper", **dict(zip(KEY, key, strict=True)), "selection": "best_on_test"}
-    values = measured(group, "best_on_test")
-    state |= {"expected": entry["mAP"], "tolerance": tolerance(sd(values), len(values))}
-    return judge(state, group)
+    by = figure(entry["dataset"])
+    values = measured(group, "best_on_test", by)
+    state |= {"expected": entry[by], "tolerance": tolerance(sd(values), len(values))}
+    return judge(state, group, by)
 
 
-def measured(group: Sequence[dict[str, Any]], selection: str) -> list[float]:
-    """mAP in percent of the usable seeds."""
-    return [100 * record["selection"][selection]["mAP"] for record in group if record["status"] == "ok"]
+def measured(group: Sequence[dict[str, Any]], selection: str, by: str) -> list[float]:
+    """The figure ``by`` in percent of the usable seeds."""
+    return per_seed([record for record in group if record["status"] == "ok"], selection, by)
 
 
-def judge(state: dict[str, Any], group: Sequence[dict[str, Any]], note: str = "") -> dict[str, Any]:
+def judge(state: dict[str, Any], group: Sequence[dict[str, Any]], by: str, note: str = "") -> dict[str, Any]:
     """``state`` completed; a run whose every seed failed or was quarantined is ``below``, not forgotten."""
-    values = measured(group, state["selection"])
+    values = measured(group, state["selection"], by)
     notes = [note] if note else []
+    notes += ["rank-1: its protocol has no mAP"] if by == "rank1" else []
     notes += [f"seed {record['seed']} {record['status']}" for record in group if record["status"] != "ok"]
     state = {**state, "seeds": len(values), "note": "; ".join(notes)}
     if not values:

@@ -54,6 +54,11 @@ class Protocol:
     distance: str = "euclidean"
     notices: tuple[str, ...] = ()
 
+    @property
+    def headline(self) -> str:
+        """The figure that epochs and results are judged by: ``mAP``, or ``rank1`` where there is no mAP."""
+        return "mAP" if self.metric == "cmc_and_map" else "rank1"
+
 
 def available() -> list[str]:
     """Names of all protocols."""
@@ -66,6 +71,19 @@ def load(name: str) -> Protocol:
     if name not in names:
         raise ProtocolError(f"unknown protocol '{name}'; {nearest(name, names)}known are {', '.join(names)}")
     return read(HERE / f"{name}.yaml")
+
+
+def of_dataset(dataset: str) -> Protocol:
+    """The protocol that the runs of a dataset are scored by: the one of its name, which must state that dataset."""
+    protocol = load(dataset)
+    if protocol.dataset != dataset:
+        raise ProtocolError(f"protocols/{dataset}.yaml is for the dataset '{protocol.dataset}', not for '{dataset}'")
+    return protocol
+
+
+def notices(dataset: str) -> tuple[str, ...]:
+    """What every table of numbers on the dataset must say; nothing for a name of the user's own."""
+    return load(dataset).notices if dataset in available() else ()
 
 
 def read(path: Path) -> Protocol:

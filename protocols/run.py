@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,34 @@ def evaluate_feature_file(
     ids, features, cameras = drop_junk(arrays["gallery_ids"], arrays["gallery_features"], arrays["gallery_cameras"])
     if len(ids) == 0:
         raise EvaluationError(f"{path}: gallery_ids holds nothing but junk (-1)")
-    blocks = euclidean_blocks(arrays["query_features"], features, normalise=normalise)
-    scores = score(protocol, blocks, arrays["query_ids"], ids, arrays["query_cameras"], cameras, fold)
+    try:
+        blocks = euclidean_blocks(arrays["query_features"], features, normalise=normalise)
+        scores = score(protocol, blocks, arrays["query_ids"], ids, arrays["query_cameras"], cameras, fold)
+    except EvaluationError as error:
+        raise EvaluationError(f"{path}: {error}") from error
     record = {"protocol": protocol.name, "protocol_version": protocol.version, "normalised": normalise}
     return {**scores.summary(), **record}, scores.per_query
+
+
+def evaluate_feature_files(
+    protocol: Protocol, files: Sequence[Path], normalise: bool = False
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """One feature file for each fold of the protocol, in their order (``evaluate_feature_file`` says what they hold).
+
+    Figures are means over the folds, query counts are sums; rows of several folds name theirs (column ``fold``).
+    ``folds`` says how many there were: fewer than the protocol's are scored, and are not its result.
+    """
+    if len(files) > protocol.folds:
+        raise EvaluationError(f"{protocol.name} has {protocol.folds} fold(s), {len(files)} feature files were given")
+    scored = [evaluate_feature_file(protocol, file, normalise, fold) for fold, file in enumerate(files)]
+    summaries, tables = zip(*scored, strict=True)
+    first = summaries[0]
+    figures = {key: value for key, value in first.items() if isinstance(value, float)}
+    means = {key: float(np.mean([summary[key] for summary in summaries])) for key in figures}
+    counts = {key: sum(summary[key] for summary in summaries) for key in ("valid_queries", "skipped_queries")}
+    if len(files) > 1:
+        tables = tuple(table.assign(fold=fold) for fold, table in enumerate(tables))
+    return {**first, **means, **counts, "folds": len(files)}, pd.concat(tables, ignore_index=True)
 
 
 def read_feature_file(path: Path) -> dict[str, np.ndarray]:

@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from pipeline import prepare, pretrain
+from pipeline.grid import default_backbone
+from pipeline.paths import ROOT
+from pipeline.settings import read_yaml
 
 THREADS = 2
+PARAMS = read_yaml(ROOT / "params.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -37,14 +41,19 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.data = folder / "data"
-        self.initial = folder / "initial"
+        self.initial = self.initial_of("resnet18_half")
         self.cache = folder / "cache"
 
+    def initial_of(self, backbone: str) -> Path:
+        """Where the warm start of a backbone lies; made for those of params.yaml."""
+        return self.folder / "initial" / backbone
+
     def train_arguments(self, method: str, out: Path, *more: str) -> list[str]:
-        """Command line of ``pipeline.train`` on this world."""
+        """Command line of ``pipeline.train`` on this world, with the method's backbone of params.yaml."""
+        initial = self.initial_of(default_backbone(method, PARAMS))
         return [
             *("--method", method, "--dataset", "rendered", "--profile", "tiny"),
-            *("--data", str(self.data), "--initial", str(self.initial)),
+            *("--data", str(self.data), "--initial", str(initial)),
             *("--cache", str(self.cache), "--out", str(out), "--device", "cpu"),
             *more,
         ]
@@ -65,5 +74,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(tmp_path_factory.mktemp("world"))
     assert prepare.main(["--dataset", "rendered", "--size", "tiny", "--world", "1", "--out", str(made.data)]) == 0
     arguments = ["--dataset", "rendered", "--profile", "tiny", "--device", "cpu", "--data", str(made.data)]
-    assert pretrain.main([*arguments, "--cache", str(made.cache), "--out", str(made.initial)]) == 0
+    for backbone in PARAMS["backbones"].values():
+        out = ["--backbone", backbone, "--out", str(made.initial_of(backbone))]
+        assert pretrain.main([*arguments, *out, "--cache", str(made.cache)]) == 0
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import h5py
@@ -46,9 +46,9 @@ DUKE_NAMES = {
     "bounding_box_test": ("0002_c5_f0051341.jpg", "0139_c2_f0022549.jpg"),
 }
 CUHK_NAMES = {
-    "bounding_box_train": ("0001_c1_1_001_1_01.png", "0001_c2_1_001_2_06.PNG"),
-    "query": ("0002_c1_1_002_1_01.png",),
-    "bounding_box_test": ("0002_c2_1_002_2_06.png", "0002_c2_1_002_2_07.png"),
+    "bounding_box_train": ("0001_c1_1.png", "0001_c2_6.PNG"),
+    "query": ("0003_c1_22.png",),
+    "bounding_box_test": ("0003_c2_27.png", "0003_c2_28.png"),
 }
 
 
@@ -109,21 +109,34 @@ def cuhk_shade(pair: int, person: int, number: int) -> int:
     return 40 * pair + 10 * person + number
 
 
-def cuhk_matrix(folder: Path, boxes: Iterable[str] = ("detected", "labeled")) -> Path:
-    """``cuhk-03.mat`` as MATLAB writes it: HDF5, arrays transposed, cells as references, empty cells as their size."""
+def two_tested(fold: int) -> list[tuple[int, int]]:
+    """(pair, person) of the test set of a fold."""
+    return [(1, 1 + fold % 4), (2, 1 + fold % 3)]
+
+
+def cuhk_matrix(
+    folder: Path,
+    boxes: Iterable[str] = ("detected", "labeled"),
+    people_per_pair: Sequence[int] = PEOPLE_PER_PAIR,
+    tested: Callable[[int], list[tuple[int, int]]] = two_tested,
+) -> Path:
+    """``cuhk-03.mat`` as MATLAB writes it: HDF5, arrays transposed, cells as references, empty cells as their size.
+
+    datasets/_cuhk03.py says which public readers this was checked against.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with h5py.File(folder / "cuhk-03.mat", "w") as file:
         store = _store_in(file)
         for name in boxes:
             pairs = []
-            for pair, people in enumerate(PEOPLE_PER_PAIR, 1):
+            for pair, people in enumerate(people_per_pair, 1):
                 cells = np.empty((10, people), dtype=h5py.ref_dtype)
                 for person in range(1, people + 1):
                     for number in range(1, 11):
                         cells[number - 1, person - 1] = store(_cuhk_pixels(pair, person, number))
                 pairs.append(store(cells))
             file.create_dataset(name, data=np.array([pairs], dtype=h5py.ref_dtype), dtype=h5py.ref_dtype)
-        folds = [store(np.array([[1, 1 + fold % 4], [2, 1 + fold % 3]]).T) for fold in range(20)]
+        folds = [store(np.array(tested(fold), dtype=float).T) for fold in range(20)]
         file.create_dataset("testsets", data=np.array([folds], dtype=h5py.ref_dtype), dtype=h5py.ref_dtype)
     return folder
 

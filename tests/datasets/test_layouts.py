@@ -170,11 +170,11 @@ def test_cuhk03np_as_a_folder(tmp_path: Path, boxes: str) -> None:
     rows, folder = read(f"cuhk03np_{boxes}", tmp_path)
     assert folder == tmp_path / "cuhk03-np"
     assert labels(rows) == [
-        (f"{boxes}/bounding_box_test/0002_c2_1_002_2_06.png", "gallery", 2, 2),
-        (f"{boxes}/bounding_box_test/0002_c2_1_002_2_07.png", "gallery", 2, 2),
-        (f"{boxes}/bounding_box_train/0001_c1_1_001_1_01.png", "train", 1, 1),
-        (f"{boxes}/bounding_box_train/0001_c2_1_001_2_06.PNG", "train", 1, 2),
-        (f"{boxes}/query/0002_c1_1_002_1_01.png", "query", 2, 1),
+        (f"{boxes}/bounding_box_test/0003_c2_27.png", "gallery", 3, 2),
+        (f"{boxes}/bounding_box_test/0003_c2_28.png", "gallery", 3, 2),
+        (f"{boxes}/bounding_box_train/0001_c1_1.png", "train", 1, 1),
+        (f"{boxes}/bounding_box_train/0001_c2_6.PNG", "train", 1, 2),
+        (f"{boxes}/query/0003_c1_22.png", "query", 3, 1),
     ]
 
 

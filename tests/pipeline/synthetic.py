@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import evaluate, paths
+from pipeline import evaluate
+from pipeline.grid import Job
 from pipeline.settings import resolve_run
 
-PARAMS = "profile: tiny\ndatasets: [rendered]\nthreads: 1\n"
+PARAMS = "profile: tiny\ndatasets: [rendered]\nbackbones: {cnn: resnet18_half}\nthreads: 1\n"
 
 
 def write_params(folder: Path, runs: list[str], seeds: list[int]) -> Path:
     """A params.yaml that lists these runs."""
     file = folder / "params.yaml"
-    file.write_text(PARAMS + f"runs: {json.dumps(runs)}\nseeds: {json.dumps(seeds)}\n")
+    file.write_text(PARAMS + f"runs: {{cnn: {json.dumps(runs)}}}\nseeds: {json.dumps(seeds)}\n")
     return file
 
 
@@ -46,7 +47,7 @@ def write_result(
     profile: str = "tiny",
     failure: str | None = None,
 ) -> Path:
-    """Write results/runs/NAME-rendered-SEED below the working directory and return the folder."""
+    """Write results/runs/NAME-rendered-resnet18_half-SEED below the working directory and return the folder."""
     run = resolve_run(name, "rendered", {"profile": profile}, backbone="resnet18_half")
     queries = side_file(ap, people)
     first = queries["first_match_rank"]
@@ -57,10 +58,10 @@ def write_result(
         **{f"rank{k}": float((first <= k).mean()) for k in (1, 5, 10)},
         "valid_queries": len(ap),
     }
-    best_on_test = {**last, "mAP": last["mAP"] if best is None else best}
+    best_on_test = {**last, "mAP": last["mAP"] if best is None else best, "chosen_by": "mAP"}
     if failure:
         last = dict.fromkeys(last)
-        best_on_test = dict(last)
+        best_on_test = {**last, "chosen_by": "mAP"}
     record = {
         "status": "failed" if failure else "ok",
         "reason": failure,
@@ -73,7 +74,7 @@ def write_result(
         "provenance": {"commit": None, "device": "none"},
         "selection": {"last": last, "best_on_test": best_on_test},
     }
-    folder = paths.evaluated(name, "rendered", seed)
+    folder = Job(name, "rendered", "resnet18_half", seed).evaluated
     curves = pd.DataFrame({"epoch": [1, 2], "mAP": [0.1, 0.2]})
     evaluate.write(folder, record, None if failure else queries, curves)
     return folder

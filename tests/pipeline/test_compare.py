@@ -12,6 +12,7 @@ import pytest
 
 from core.results import read_result
 from pipeline import compare, evaluate, leaderboard, table, train
+from pipeline.grid import Job
 from tests.conftest import World
 from tests.pipeline.synthetic import write_params, write_result
 
@@ -137,7 +138,7 @@ def test_runs_of_other_data_or_other_queries_are_not_compared(here: Path, change
 def test_queries_are_matched_by_index_not_by_line(here: Path) -> None:
     write_runs({"cluster_contrast": 0.5, "hhcl": 0.6}, [0])
     before = pair(run_compare(here, ["cluster_contrast", "hhcl"], [0]), "hhcl", "cluster_contrast")
-    side = Path("results/runs/hhcl-rendered-0/queries.csv")
+    side = Path("results/runs/hhcl-rendered-resnet18_half-0/queries.csv")
     pd.read_csv(side).sample(frac=1, random_state=0).to_csv(side, index=False)
     after = pair(run_compare(here, ["cluster_contrast", "hhcl"], [0]), "hhcl", "cluster_contrast")
     assert before.equals(after)
@@ -172,7 +173,7 @@ def rewrite(folder: Path, **last: Any) -> None:
     ("last", "message"),
     [
         ({"rank1": 0.99, "rank5": 0.5}, "rank-1, 5 and 10 do not rise"),
-        ({"valid_queries": 161}, "160 APs in queries.csv, but valid_queries is 161"),
+        ({"valid_queries": 161}, "160 rows in queries.csv, but valid_queries is 161"),
         ({"mAP": 0.5999}, "mAP is 0.599900, but queries.csv gives"),
         ({"rank1": 0.0}, "rank1 is 0.000000, but queries.csv gives"),
         ({"mAP": 60.0}, "mAP is 60.0, not a fraction"),
@@ -212,14 +213,14 @@ def test_a_quarantined_seed_enters_no_mean_and_is_named_in_the_table_and_on_scre
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_runs({"cluster_contrast": 0.5, "hhcl": 0.6}, [0, 1, 2])
-    rewrite(Path("results/runs/hhcl-rendered-1"), mAP=0.1)
+    rewrite(Path("results/runs/hhcl-rendered-resnet18_half-1"), mAP=0.1)
     params = write_params(here, ["cluster_contrast", "hhcl"], [0, 1, 2])
     assert leaderboard.main(["--params", str(params), "--out", "results"]) == 0
     row = pd.read_csv("results/leaderboard.csv").set_index("method").loc["hhcl"]
     assert row["mAP_mean"] == pytest.approx(50 * (aps(0.6, 0).mean() + aps(0.6, 2).mean()))
-    assert row["status"].startswith("quarantined (1 of 3 seeds): hhcl-rendered-1: mAP is 0.1")
+    assert row["status"].startswith("quarantined (1 of 3 seeds): hhcl-rendered-resnet18_half-1: mAP is 0.1")
     assert row["verdict"] == "better"
-    assert "quarantined: hhcl-rendered-1: mAP is 0.1" in capsys.readouterr().err
+    assert "quarantined: hhcl-rendered-resnet18_half-1: mAP is 0.1" in capsys.readouterr().err
 
 
 def test_a_result_that_is_no_json_says_what_to_run(here: Path) -> None:
@@ -232,11 +233,13 @@ def test_a_result_that_is_no_json_says_what_to_run(here: Path) -> None:
 def test_results_of_the_real_entry_points_pass_the_checks_and_are_compared(here: Path, world: World) -> None:
     Path("train.yaml").write_text("profile: tiny\nbackbones: {cnn: resnet18_half}\nthreads: 2\n")
     for method in ("warm_start", "cluster_contrast"):
-        trained, scored = here / "trained" / method, here / f"results/runs/{method}-rendered-0"
+        trained, scored = here / "trained" / method, here / Job(method, "rendered", "resnet18_half", 0).evaluated
         assert train.main(world.train_arguments(method, trained, "--params", "train.yaml")) == 0
         assert evaluate.main(world.evaluate_arguments(method, trained, scored, "--params", "train.yaml")) == 0
     row = pair(run_compare(here, ["warm_start", "cluster_contrast"], [0]), "warm_start", "cluster_contrast")
-    scores = [read_result(here / f"results/runs/{name}-rendered-0").record for name in (row["a"], row["b"])]
+    scores = [
+        read_result(here / Job(name, "rendered", "resnet18_half", 0).evaluated).record for name in (row["a"], row["b"])
+    ]
     last = [record["selection"]["last"]["mAP"] for record in scores]
     assert row["difference"] == pytest.approx(100 * (last[0] - last[1]))
     assert row["low"] <= row["difference"] <= row["high"]

@@ -23,7 +23,7 @@ PARAMS = """
 profile: tiny
 backbones: {cnn: resnet18_half}
 threads: 2
-runs: [warm_start, cluster_contrast]
+runs: {cnn: [warm_start, cluster_contrast]}
 datasets: [first, second]
 seeds: [0]
 """
@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
     arguments = ["--dataset", "rendered", "--size", "tiny", "--world", "2", "--out", str(folder / "data/second")]
     assert prepare.main(arguments) == 0
     for method, dataset in (("warm_start", "first"), ("warm_start", "second"), ("cluster_contrast", "first")):
-        trained = folder / "results/training" / f"{method}-{dataset}-0"
+        trained = folder / "results/training" / f"{method}-{dataset}-resnet18_half-0"
         more = ("--dataset", dataset, "--data", str(folder / "data" / dataset), "--params", str(folder / "params.yaml"))
         assert train.main(world.train_arguments(method, trained, *more)) == 0
     return folder
@@ -76,7 +76,7 @@ def test_every_trained_run_is_tested_on_every_prepared_dataset(made: Path, teste
     assert set(cells["status"]) == {"ok"}
     assert set(cells["selection"]) == {"last"}
     assert cells["mAP"].between(0, 1, inclusive="neither").all()
-    assert "left out, not trained: results/training/cluster_contrast-second-0" in errors
+    assert "left out, not trained: results/training/cluster_contrast-second-resnet18_half-0" in errors
     assert len(set(cells["tested_data"])) == 2
 
 
@@ -84,7 +84,7 @@ def test_the_matrix_has_a_row_per_training_and_a_column_per_test_dataset(
     made: Path, tested: tuple[pd.DataFrame, str]
 ) -> None:
     grid = pd.read_csv(made / "out/matrix.csv").set_index(["method", "trained_on"])
-    assert list(grid.columns) == ["variant", "backbone", "profile", "first", "second"]
+    assert list(grid.columns) == ["variant", "backbone", "profile", "selection", "first", "second"]
     assert len(grid) == 3
     warm = grid.loc["warm_start", ["first", "second"]].astype(float)
     assert warm.loc["first"].tolist() == warm.loc["second"].tolist(), "both start from the same weights"
@@ -95,7 +95,8 @@ def test_the_matrix_has_a_row_per_training_and_a_column_per_test_dataset(
 def test_cells_are_means_over_seeds_in_percent() -> None:
     rows = [("first", 0, 0.25), ("first", 1, 0.75), ("second", 0, 0.5), ("second", 1, None), ("third", 0, None)]
     run = {"method": "hhcl", "variant": "paper", "backbone": "resnet50", "profile": "tiny", "trained_on": "first"}
-    cells = pd.DataFrame([{**run, "tested_on": on, "seed": seed, "mAP": score} for on, seed, score in rows])
+    figures = {"rank1": 0.9, "headline": "mAP", "selection": "last"}
+    cells = pd.DataFrame([{**run, "tested_on": on, "seed": seed, **figures, "mAP": score} for on, seed, score in rows])
     grid = cross_domain.matrix(cells)
     assert grid.loc[0, ["first", "second"]].tolist() == [50, 50]
     assert cross_domain.markdown(grid).splitlines()[-1].endswith("| 50.0    | 50.0     | -       |")
@@ -103,7 +104,7 @@ def test_cells_are_means_over_seeds_in_percent() -> None:
 
 def test_the_diagonal_is_what_evaluate_says(here: Path, world: World, tested: tuple[pd.DataFrame, str]) -> None:
     cells, _ = tested
-    trained = Path("results/training/cluster_contrast-first-0")
+    trained = Path("results/training/cluster_contrast-first-resnet18_half-0")
     evaluate.main(world.evaluate_arguments("cluster_contrast", trained, here / "scored", "--params", "params.yaml"))
     last = json.loads((here / "scored/result.json").read_text())["selection"]["last"]
     cell = cells[(cells["method"] == "cluster_contrast") & (cells["tested_on"] == "first")].iloc[0]
@@ -112,7 +113,7 @@ def test_the_diagonal_is_what_evaluate_says(here: Path, world: World, tested: tu
 
 
 def test_a_failed_run_is_a_row_that_says_so(here: Path, world: World) -> None:
-    file = Path("results/training/cluster_contrast-first-0/train.json")
+    file = Path("results/training/cluster_contrast-first-resnet18_half-0/train.json")
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "status": "failed", "reason": "loss is not finite"}))
     cells = run(world, "one.yaml")
@@ -133,6 +134,21 @@ def test_a_method_that_tests_with_cameras_stays_on_its_own_dataset(
     cells = run(world, "one.yaml").set_index("tested_on")
     assert cells.loc["first", "status"] == "ok"
     assert cells.loc["second", "status"].startswith("not applicable")
+
+
+def test_any_checkpoint_can_be_tested_and_epochs_stay_apart(here: Path, world: World) -> None:
+    moved = shutil.move("results/training/cluster_contrast-first-resnet18_half-0", "my run")
+    arguments = ["--cache", str(world.cache), "--device", "cpu", "--out", "out"]
+    weights = [f"{moved}/weights/epoch_001.pt", f"{moved}/weights/epoch_002.pt"]
+    assert cross_domain.main([*arguments, "--trained", *weights, moved]) == 0
+    cells = pd.read_csv("out/cross_domain.csv")
+    assert cells["selection"].tolist() == ["epoch_001", "epoch_001", "epoch_002", "epoch_002", "last", "last"]
+    assert cells["epoch"].tolist() == [1, 1, 2, 2, 2, 2]
+    assert cells["mAP"][2:4].tolist() == cells["mAP"][4:6].tolist()
+    assert cells["mAP"][0] != cells["mAP"][2]
+    assert pd.read_csv("out/matrix.csv")["selection"].tolist() == ["epoch_001", "epoch_002", "last"]
+    with pytest.raises(FileNotFoundError, match="nowhere holds no trained run"):
+        cross_domain.main([*arguments, "--trained", "nowhere"])
 
 
 def test_nothing_trained_or_nothing_prepared_says_what_to_run(here: Path) -> None:

@@ -19,7 +19,7 @@ from pipeline.table import COLUMNS
 PARAMS = {
     "profile": "tiny",
     "datasets": ["rendered"],
-    "runs": ["warm_start", "cluster_contrast", "hhcl"],
+    "runs": {"cnn": ["warm_start", "cluster_contrast", "hhcl"], "vit": ["warm_start", "cluster_contrast"]},
     "seeds": [0],
     "rendered": {"size": "tiny", "world": 1},
 }
@@ -64,6 +64,12 @@ class Clone:
         return {line.split("'")[1] for line in lines if line.startswith("Running stage")}
 
 
+def run_stages(seed: int) -> set[str]:
+    """Training and evaluation of every run of every backbone kind."""
+    runs = [(kind, run) for kind, listed in PARAMS["runs"].items() for run in listed]
+    return {f"{stage}_{kind}@{run}-rendered-{seed}" for stage in ("train", "evaluate") for kind, run in runs}
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     made = Clone(tmp_path_factory.mktemp("clone"))
@@ -73,11 +79,17 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.mark.slow
 def test_a_fresh_clone_really_trains_and_fills_the_leaderboard(clone: Clone) -> None:
-    runs = {f"{stage}@{run}-rendered-0" for stage in ("train", "evaluate") for run in PARAMS["runs"]}
-    assert clone.ran_first == {"prepare@rendered", "configure", "pretrain@rendered", "leaderboard"} | runs
+    starts = {"pretrain_cnn@rendered", "pretrain_vit@rendered"}
+    assert clone.ran_first == {"prepare@rendered", "configure", "leaderboard"} | starts | run_stages(seed=0)
     table = pd.read_csv(clone.folder / "results/leaderboard.csv")
     assert list(table.columns[: len(COLUMNS)]) == COLUMNS
-    assert list(table["method"]) == ["warm_start", "cluster_contrast", "hhcl"]
+    assert list(zip(table["backbone"], table["method"], strict=True)) == [
+        ("resnet18_half", "warm_start"),
+        ("resnet18_half", "cluster_contrast"),
+        ("resnet18_half", "hhcl"),
+        ("vit_tiny6_ics", "warm_start"),
+        ("vit_tiny6_ics", "cluster_contrast"),
+    ]
     assert (table["status"] == "ok").all()
     assert table["published_mAP"].isna().all(), "no paper published a number on rendered people"
     assert (clone.folder / "data/rendered/contact_sheet.png").is_file()
@@ -85,7 +97,7 @@ def test_a_fresh_clone_really_trains_and_fills_the_leaderboard(clone: Clone) -> 
 
 @pytest.mark.slow
 def test_a_result_says_what_produced_it(clone: Clone) -> None:
-    result = json.loads((clone.folder / "results/runs/hhcl-rendered-0/result.json").read_text())
+    result = json.loads((clone.folder / "results/runs/hhcl-rendered-resnet18_half-0/result.json").read_text())
     manifest = json.loads((clone.folder / "data/rendered/dataset.json").read_text())
     assert result["data"]["fingerprint"] == manifest["fingerprint"]
     assert result["initial"]["source"] == "rendered source, labelled"
@@ -108,18 +120,18 @@ def test_a_second_repro_runs_nothing(clone: Clone) -> None:
 @pytest.mark.slow
 def test_metrics_and_curves_are_visible_to_dvc(clone: Clone) -> None:
     metrics = json.loads(clone.dvc("metrics", "show", "--json"))[""]["data"]
-    shown = metrics["results/runs/hhcl-rendered-0/metrics.json"]["data"]
+    shown = metrics["results/runs/hhcl-rendered-resnet18_half-0/metrics.json"]["data"]
     assert 0 < shown["mAP"] <= 1
     page = clone.dvc("plots", "show", "-o", str(clone.folder / "plots_page"))
     assert "index.html" in page
-    assert "hhcl-rendered-0" in (clone.folder / "plots_page/index.html").read_text()
+    assert "hhcl-rendered-resnet18_half-0" in (clone.folder / "plots_page/index.html").read_text()
 
 
 @pytest.mark.slow
 def test_changing_one_method_reruns_that_method_alone(clone: Clone) -> None:
     config = clone.folder / "methods/hhcl/config.yaml"
     config.write_text(config.read_text().replace("temperature: 0.05", "temperature: 0.06"))
-    hhcl = {"train@hhcl-rendered-0", "evaluate@hhcl-rendered-0"}
+    hhcl = {"train_cnn@hhcl-rendered-0", "evaluate_cnn@hhcl-rendered-0"}
     assert clone.repro() == {"configure", *hhcl, "leaderboard"}
     code = clone.folder / "methods/hhcl/method.py"
     code.write_text(code.read_text() + "\n# a change of the code\n")
@@ -130,8 +142,7 @@ def test_changing_one_method_reruns_that_method_alone(clone: Clone) -> None:
 @pytest.mark.slow
 def test_adding_a_seed_leaves_finished_runs_alone(clone: Clone) -> None:
     clone.set_params(seeds=[0, 1])
-    new = {f"{stage}@{run}-rendered-1" for stage in ("train", "evaluate") for run in PARAMS["runs"]}
-    assert clone.repro() == {*new, "leaderboard"}
+    assert clone.repro() == {*run_stages(seed=1), "leaderboard"}
     table = pd.read_csv(clone.folder / "results/leaderboard.csv")
     assert set(table["seeds"]) == {2}
-    assert table.set_index("method").loc["warm_start", "mAP_sd"] == 0, "it has no randomness of its own"
+    assert (table.loc[table["method"] == "warm_start", "mAP_sd"] == 0).all(), "it has no randomness of its own"

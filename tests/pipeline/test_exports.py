@@ -111,6 +111,16 @@ def test_the_two_selection_rules_are_never_in_one_table(here: Path) -> None:
         exports.choose(mixed, "last")
 
 
+def test_what_a_dataset_must_tell_stands_at_its_table(here: Path) -> None:
+    board = pd.read_csv("results/leaderboard.csv").assign(dataset="dukemtmc")
+    board.to_csv("results/leaderboard.csv", index=False)
+    files = export()
+    for name in ("leaderboard.md", "leaderboard.tex"):
+        assert "DukeMTMC-reID was withdrawn by its authors in 2019." in files[name]
+    assert "Notice: DukeMTMC-reID was withdrawn by its authors in 2019." in leaderboard.markdown(board)
+    assert "withdrawn" not in leaderboard.markdown(board.assign(dataset="market1501")).partition("## Published")[0]
+
+
 def test_names_are_escaped() -> None:
     assert exports.escape(r"a_b & 50% {x} \y ~^#$") == (
         r"a\_b \& 50\% \{x\} \textbackslash{}y \textasciitilde{}\textasciicircum{}\#\$"

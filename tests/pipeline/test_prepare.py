@@ -179,8 +179,22 @@ def test_one_fold_at_a_time_is_prepared_and_recorded(tmp_path: Path) -> None:
     assert manifest.info["fold"] == 7
     assert manifest.root == tmp_path / "out" / "images"
     assert sorted(manifest.split("query")["path"]) == sorted(manifest.split("gallery")["path"])
-    with pytest.raises(DatasetError, match=r"has the folds 0\.\.19; --fold 20 is none of them"):
+    with pytest.raises(DatasetError, match=r"has the folds 0\.\.19; 20 is none of them"):
         run("cuhk03_classic_detected", tmp_path, tmp_path / "out", "--fold", "20")
+    with pytest.raises(DatasetError, match=r"has the folds 0\.\.0; 2 is none of them"):
+        run("market1501-2", tmp_path, tmp_path / "out")
+
+
+def test_a_fold_is_named_as_a_dataset_and_goes_into_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.cuhk_matrix(tmp_path / "cuhk03")
+    monkeypatch.chdir(tmp_path)
+    assert prepare.main(["--dataset", "cuhk03_classic_labeled-3", "--root", str(tmp_path), ALLOW]) == 0
+    manifest = read_manifest(Path("data/cuhk03_classic_labeled-3"))
+    assert (manifest.name, manifest.info["fold"]) == ("cuhk03_classic_labeled", 3)
+    with pytest.raises(DatasetError, match=r"has 20 folds, each .*: prepare cuhk03_classic_labeled-0 to"):
+        prepare.main(["--dataset", "cuhk03_classic_labeled", "--root", str(tmp_path), ALLOW])
 
 
 def test_a_root_is_asked_for(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_the_reference_holds_every_seed_with_mean_and_sd(here: Path) -> None:
 
 def test_what_was_not_run_does_not_fail(here: Path) -> None:
     for seed in (0, 1, 2):
-        (here / f"results/runs/hhcl-rendered-{seed}/result.json").unlink()
+        (here / f"results/runs/hhcl-rendered-resnet18_half-{seed}/result.json").unlink()
     assert states()["hhcl"] == "not run"
     assert verify.main([]) == 0
 
@@ -103,9 +103,9 @@ def test_a_run_that_now_fails_is_below(here: Path, capsys: pytest.CaptureFixture
 
 def test_a_quarantined_result_is_below_and_printed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1, 2):
-        (here / f"results/runs/hhcl-rendered-{seed}/queries.csv").unlink()
+        (here / f"results/runs/hhcl-rendered-resnet18_half-{seed}/queries.csv").unlink()
     assert verify.main([]) == 1
-    assert "quarantined: hhcl-rendered-0: queries.csv cannot be read" in capsys.readouterr().err
+    assert "quarantined: hhcl-rendered-resnet18_half-0: queries.csv cannot be read" in capsys.readouterr().err
 
 
 def test_a_paper_is_compared_by_its_own_selection_rule_with_its_own_settings(

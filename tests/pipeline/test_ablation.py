@@ -1,0 +1,138 @@
+"""Ablations and sweeps: every row of every method really trains on tiny, and what is current is not trained again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import methods
+from core.config import ConfigError
+from pipeline import ablation, sweep
+from pipeline.grid import Job, default_backbone, jobs
+from pipeline.paths import ROOT
+from pipeline.settings import method_config
+from tests.conftest import World
+from tests.pipeline.synthetic import write_result
+
+ABLATED = [name for name in methods.available() if method_config(name).get("ablations")]
+PARAMS = {
+    "profile": "tiny",
+    "datasets": ["rendered"],
+    "backbones": {"cnn": "resnet18_half", "vit": "vit_tiny6_ics"},
+    "runs": {"cnn": ["warm_start", "hhcl"], "vit": ["vitc_ureid", "sdft"]},
+    "seeds": [0],
+    "threads": 1,
+    "rendered": {"size": "tiny", "world": 1},
+    "data_root": "nowhere",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
+    """A working directory with the tiny dataset, its warm start and a params.yaml."""
+    folder = tmp_path_factory.mktemp("ablations")
+    (folder / "data").mkdir()
+    (folder / "initial").mkdir()
+    (folder / "data/rendered").symlink_to(world.data)
+    for backbone in PARAMS["backbones"].values():
+        (folder / f"initial/rendered-{backbone}").symlink_to(world.initial_of(backbone))
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    return folder
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory as the working one; child processes find the suite's packages from there."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ABLATED)
+def test_every_ablation_row_of_a_method_trains_and_is_tabled_against_the_full_method(method: str, here: Path) -> None:
+    assert ablation.main(["--method", method, "--jobs", "2", "--device", "cpu"]) == 0
+    table = pd.read_csv(here / f"results/ablations/{method}.csv").set_index("row")
+    assert list(table.index) == ["full", *method_config(method)["ablations"]]
+    assert (table["status"] == "ok").all()
+    assert table["mAP_mean"].between(0, 100, inclusive="neither").all()
+    others = table.drop("full")
+    expected = others["mAP_mean"] - table.loc["full", "mAP_mean"]
+    np.testing.assert_allclose(others["difference"], expected, atol=1e-9)
+    assert set(others["verdict"]) == {"not resolved at 1 seed"}
+
+
+@pytest.mark.slow
+def test_a_job_is_trained_again_only_when_what_made_it_changes(here: Path) -> None:
+    arguments = ["--method", "hhcl", "--rows", "hard_only", "--device", "cpu"]
+    assert ablation.main(arguments) == 0
+    result = here / Job("hhcl-hard_only", "rendered", "resnet18_half", 0).evaluated / "result.json"
+    written = result.stat().st_mtime_ns
+    assert ablation.main(arguments) == 0
+    assert result.stat().st_mtime_ns == written
+    record = json.loads(result.read_text())
+    result.write_text(json.dumps({**record, "code": "other"}))
+    assert ablation.main(arguments) == 0
+    assert json.loads(result.read_text())["code"] == record["code"]
+
+
+def test_a_difference_is_paired_by_query_and_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    people = np.repeat(np.arange(20), 8)
+    ap = np.random.default_rng(0).uniform(0.3, 0.7, len(people))
+    for seed in (0, 1, 2):
+        write_result("hhcl", seed, ap + 0.01 * seed, people)
+        write_result("hhcl-hard_only", seed, ap + 0.01 * seed - 0.1, people)
+    rows = ablation.chosen_rows("hhcl", ["hard_only"])
+    wanted = {
+        row: [Job(ablation.run_name("hhcl", row), "rendered", "resnet18_half", s) for s in range(3)] for row in rows
+    }
+    table = ablation.ablation("hhcl", rows, ablation.read_rows(wanted)).set_index("row")
+    only = table.loc["hard_only"]
+    assert only["difference"] == pytest.approx(-10)
+    assert only["verdict"] == "worse"
+    assert only["changes"] == "settings.w_hard=1.0, settings.w_mean=0.0"
+    assert pd.isna(table.loc["full", "difference"])
+
+
+def test_jobs_that_end_in_an_error_are_named_with_their_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = sweep.Step("prepare", ["--dataset", "rendered", "--size", "tiny", "--out", "data/rendered"])
+    bad = sweep.Step("prepare", ["--dataset", "rendered", "--size", "huge", "--out", "data/other"])
+    with pytest.raises(sweep.JobsFailed, match=r"1 of 2 jobs .*\n.*second\.log: error: .*huge"):
+        sweep.run_all({"first": [good], "second": [bad, good]}, 2)
+    assert (tmp_path / "data/rendered/manifest.csv").is_file()
+    assert not (tmp_path / "data/other/manifest.csv").is_file()
+
+
+def test_jobs_are_every_run_of_every_kind_with_every_seed() -> None:
+    listed = jobs({**PARAMS, "seeds": [0, 1]})
+    assert len(listed) == 4 * 2
+    assert Job("sdft", "rendered", "vit_tiny6_ics", 1) in listed
+    assert listed[0].evaluated == Path("results/runs/warm_start-rendered-resnet18_half-0")
+
+
+def test_a_run_is_given_the_backbone_it_is_listed_under() -> None:
+    assert default_backbone("sdft", PARAMS) == "vit_tiny6_ics"
+    assert default_backbone("hhcl", PARAMS) == "resnet18_half"
+    assert default_backbone("spcl", PARAMS) == "resnet18_half"
+
+
+@pytest.mark.parametrize("runs", [["hhcl"], {"transformer": ["hhcl"]}])
+def test_runs_that_name_no_backbone_kind_are_an_error_that_says_how(runs: object) -> None:
+    with pytest.raises(ConfigError, match=r"for each kind of `backbones` \(cnn, vit\)"):
+        jobs({**PARAMS, "runs": runs})
+
+
+def test_an_unknown_row_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"no ablation rows \['hardonly'\]; known: mean_only, hard_only"):
+        ablation.chosen_rows("hhcl", ["hardonly"])

@@ -20,16 +20,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.clustering import dbscan
+from core.config import Config
 from core.data import Batch
 from core.evaluation import evaluate_ranking
 from core.jaccard import jaccard_distance
-from core.memory import CentroidMemory, SlotMemory
+from core.memory import CentroidMemory, InstanceMemory, SlotMemory
 from core.method import Method
 from core.rerank import rerank
 from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.hhcl.method import HHCL
 from methods.hhcl.method import Settings as HHCLSettings
+from methods.pisl.losses import camera_contrast, consistency_smoothed_cross_entropy, refined_cross_entropy
+from methods.selective_contrastive.contrast import (
+    log_probabilities,
+    pull_positives,
+    released_gradients,
+    selective_nll,
+    term_weights,
+)
+from methods.selective_contrastive.selection import select, squared_distance
+from methods.spcl.memory import HybridMemory
+from methods.spcl.method import Settings as SpCLSettings
+from methods.spcl.method import SpCL
 
 RTOL, ATOL = 1e-4, 1e-6
 # Losses and memories: in float64 only the rounding of the golden file is left of the error.
@@ -135,6 +148,80 @@ def hhcl_hybrid(data: Arrays) -> Iterator[Comparison]:
     )
 
 
+def spcl_hybrid_memory(data: Arrays) -> Iterator[Comparison]:
+    """One row per image, updated by index; the inputs are normalised, the targets are the images' labels."""
+    labels = torch.from_numpy(data["labels"])
+    settings = SpCLSettings(temperature=float(data["temperature"]), momentum=float(data["momentum"]))
+    method = SpCL(Config(settings=settings), nn.Identity(), capacity=len(labels))
+    method.instances = HybridMemory(_tensor(data["memory_0"]), settings.momentum)
+    method.instances.assign(labels)
+    targets = {name.replace("indices", "targets"): data["labels"][data[name]] for name in data if "indices" in name}
+    given = {**data, **targets, "normalises_inputs": True}
+    yield from _train(given, method, lambda: method.instances.rows)
+
+
+def selective_contrastive(data: Arrays) -> Iterator[Comparison]:
+    """Selection by global and local banks, one branch's loss with its released gradient, and all three updates."""
+    index, cameras = torch.from_numpy(data["index"]), torch.from_numpy(data["cameras"])
+    share, negatives = float(data["lambda_global"]), int(data["negatives"])
+    views = {
+        "global": (_tensor(data["global_features"])[:, None], _tensor(data["global_0"])[:, None]),
+        "local": (_tensor(data["local_features"]).transpose(0, 1), _tensor(data["local_0"]).transpose(0, 1)),
+    }
+    distance = share * squared_distance(*views["global"]) + (1 - share) * squared_distance(*views["local"])
+    distance += float(data["lambda_camera"]) * (cameras[index][:, None] == cameras)
+    selection = select(distance, index, int(data["positives"]), negatives)
+    yield "positive_index", selection.positives.numpy(), data["positive_index"]
+    yield "negative_index", selection.negatives.numpy(), data["negative_index"]
+
+    weights = term_weights(int(data["positives"]), float(data["lambda_self"]), float(data["alpha"]))
+    temperature, mixture = 1 / float(data["scale"]), _tensor(data["mixture_0"])
+    z = _tensor(data["mixture_features"])
+    log_p = log_probabilities(z, mixture, selection, temperature)
+    gradients = released_gradients({"z": z}, {"z": log_p}, mixture, selection, weights, temperature, 0.5, ["z"])
+    yield "coefficients", np.asarray(weights), data["coefficients"]
+    yield "loss", selective_nll(log_p, selection.positives, weights).numpy(), data["loss"]
+    yield "grad", gradients["z"].numpy(), data["grad"]
+    pull_positives(mixture, selection.positives, z, 0.5)
+    yield "mixture_1", mixture.numpy(), data["mixture_1"]
+
+    for name, (features, bank) in views.items():
+        rows = index[:, None] * features.shape[1] + torch.arange(features.shape[1])
+        memory = InstanceMemory(bank.flatten(0, 1), 0.5)
+        memory.update(features.flatten(0, 1), rows.flatten())
+        updated = memory.rows.view(bank.shape)
+        yield f"{name}_1", (updated[:, 0] if name == "global" else updated.transpose(0, 1)).numpy(), data[f"{name}_1"]
+
+
+def pisl_losses(data: Arrays) -> Iterator[Comparison]:
+    """PSC's refined global loss and its part loss, and the camera loss, each with its gradient."""
+    targets, scores = torch.from_numpy(data["targets"]), _tensor(data["scores"])
+    whole = _tensor(data["global_logits"]).requires_grad_()
+    part = _tensor(data["part_logits"]).transpose(1, 2).contiguous().requires_grad_()
+    refinement = refined_cross_entropy(whole, part, targets, scores, float(data["lam"]))
+    (gradient,) = torch.autograd.grad(refinement, whole)
+    yield "refinement_loss", refinement.detach().numpy(), data["refinement_loss"]
+    yield "refinement_grad_global", gradient.numpy(), data["refinement_grad_global"]
+
+    smoothing = consistency_smoothed_cross_entropy(part, targets, scores)
+    (gradient,) = torch.autograd.grad(smoothing, part)
+    yield "smoothing_loss", smoothing.detach().numpy(), data["smoothing_loss"]
+    yield "smoothing_grad_part", gradient.transpose(1, 2).numpy(), data["smoothing_grad_part"]
+
+    features = _tensor(data["camera_features"]).requires_grad_()
+    camera = camera_contrast(
+        features,
+        torch.from_numpy(data["camera_targets"][:, None] == data["proxy_ids"]),
+        torch.from_numpy(data["camera_cams"][:, None] == data["proxy_cams"]),
+        _tensor(data["proxies"]),
+        float(data["camera_temperature"]),
+        int(data["num_hard_negatives"]),
+    )
+    (gradient,) = torch.autograd.grad(camera, features)
+    yield "camera_loss", camera.detach().numpy(), data["camera_loss"]
+    yield "camera_grad", gradient.numpy(), data["camera_grad"]
+
+
 # None: the kind is known, the method is still to come.
 KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]] | None] = {
     "jaccard": jaccard,
@@ -144,9 +231,9 @@ KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]] | None] = {
     "cluster_contrast_hard": cluster_contrast("hardest"),
     "hhcl_released": hhcl_released,
     "hhcl_hybrid": hhcl_hybrid,
-    "spcl_hybrid_memory": None,
-    "selective_contrastive": None,
-    "pisl_losses": None,
+    "spcl_hybrid_memory": spcl_hybrid_memory,
+    "selective_contrastive": selective_contrastive,
+    "pisl_losses": pisl_losses,
 }
 
 
@@ -165,12 +252,13 @@ def _train(data: Arrays, method: Method, bank: Callable[[], Tensor]) -> Iterator
     for step in range(max(steps, 1)):
         inputs = _tensor(data[f"inputs_{step}"]).requires_grad_()
         features = F.normalize(inputs, dim=1) if data["normalises_inputs"] else inputs
+        targets = torch.from_numpy(data[f"targets_{step}"])
         batch = Batch(
             images=[],
-            indices=torch.arange(len(inputs)),
-            targets=torch.from_numpy(data[f"targets_{step}"]),
+            indices=torch.as_tensor(data.get(f"indices_{step}", np.arange(len(inputs)))),
+            targets=targets,
             cameras=None,
-            extra={},
+            extra={"class": targets},
             epoch=0,
         )
         terms = method.loss({"feature": features}, batch)

@@ -1,0 +1,233 @@
+"""PISL (Tao et al., TIP 2024): parts placed by a diffusion over affine parameters, labels refined by how far each
+part's neighbourhood agrees with the whole image's. It extends PPLR (Cho et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.backbones.net import Embedder, make_neck
+from core.config import Config, per_epochs
+from core.data import Batch, Labels, Needs, TrainingData
+from core.losses import softmax_triplet
+from core.memory import ProxyMemory, cluster_centroids
+from core.method import Method
+from methods.pisl.consistency import consistency_scores
+from methods.pisl.diffusion import Denoiser, image_keys
+from methods.pisl.losses import (
+    camera_contrast,
+    consistency_smoothed_cross_entropy,
+    part_contrast,
+    refined_cross_entropy,
+    smoothed_part_cross_entropy,
+)
+from methods.pisl.patches import LocalisationNet, cut, stripe_thetas
+from methods.pisl.released import ReleasedDiffusion
+from methods.pisl.sdm import SpatialDiffusion, SpatialTransformer, Stripes
+
+CHOICES = {
+    "sdm": ("stripes", "stn", "diffusion"),
+    "diffusion": ("paper", "released"),
+    "train_patches": ("theta0", "x0_hat"),
+    "score": ("mmd", "jaccard", "released"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """specs/pisl.md sections 2, 5 and 10; ``sdm`` stripes, ``score`` jaccard and ``scd_weight`` 0 make it PPLR.
+
+    sdm, diffusion, train_patches: where parts are (5.1); released is the official code's diffusion. timesteps T and
+    sampling_steps: of the schedule and of extraction. localisation_padding: of the localisation net's convolution.
+    shared_neck: the global BNNeck before the part's own, in training only, as released (9, row 6).
+    score, neighbours: PSC (5.3). own_label_share: W_ref. consistency_from: epoch se from which the score smooths part
+    labels; before, label smoothing does. scd_weight: W_diff, outside theta_weight, cosine_weight (inside it) and
+    contrast_weight (5.2). camera_weight: W_cam (5.4).
+    """
+
+    sdm: str = "diffusion"
+    diffusion: str = "paper"
+    train_patches: str = "theta0"
+    parts: int = 3
+    timesteps: int = 1000
+    sampling_steps: int = 50
+    localisation_padding: int = 0
+    shared_neck: bool = False
+    score: str = "mmd"
+    neighbours: int = 20
+    own_label_share: float = 0.5
+    consistency_from: int = per_epochs(5)
+    label_smoothing: float = 0.1
+    scd_weight: float = 0.1
+    theta_weight: float = 0.5
+    cosine_weight: float = 0.1
+    contrast_weight: float = 0.3
+    contrast_temperature: float = 0.07
+    camera_weight: float = 0.5
+    camera_temperature: float = 0.07
+    camera_negatives: int = 50
+
+    def __post_init__(self) -> None:
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"settings.{key} is one of {', '.join(allowed)}, not '{getattr(self, key)}'")
+        if not 1 <= self.sampling_steps <= self.timesteps:
+            raise ValueError(f"settings.sampling_steps must be 1 to timesteps {self.timesteps}: {self.sampling_steps}")
+        if not 0 <= self.own_label_share <= 1:
+            raise ValueError(f"settings.own_label_share is a share in [0, 1], not {self.own_label_share}")
+        if self.sdm == "diffusion" and self.scd_weight <= 0:
+            raise ValueError("settings.sdm 'diffusion' needs scd_weight > 0: nothing else trains the denoiser")
+        if self.diffusion == "released" and (self.parts != 3 or self.train_patches != "theta0"):
+            raise ValueError("settings.diffusion 'released' has 3 parts and no train_patches of its own")
+
+
+class PISL(Method):
+    """L = L_global + L_parts + L_triplet + W_cam L_cam + W_diff L_scd (spec 5.4); tested is the global feature."""
+
+    Settings = Settings
+
+    cameras: ProxyMemory
+    part_cameras: list[ProxyMemory]
+
+    def __init__(self, config: Config, embedder: Embedder, capacity: int) -> None:
+        super().__init__(config, embedder, capacity)
+        settings: Settings = config.settings
+        self.sdm = build_sdm(settings, embedder.dim, config.backbone.bn_groups)
+        self.part_necks = nn.ModuleList(make_neck(embedder.dim) for _ in range(settings.parts))
+        # One cluster has, in all but freak cases, min_samples images or more. Entry 0 is the global classifier.
+        rows = max(2, capacity // config.clustering.min_samples)
+        self.classifiers = nn.Parameter(torch.zeros(1 + settings.parts, rows, embedder.dim))
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Cameras in the sampler and, with the camera loss, in the loss."""
+        uses = {"sampler": config.sampler.uses_camera, "loss": config.settings.camera_weight > 0}
+        return Needs(cameras=frozenset(use for use, wanted in uses.items() if wanted))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """``embedding`` f_g (b, D), ``parts`` (b, P, D), their logits over the epoch's C clusters, and SCD's inputs."""
+        feature_map = self.embedder.map(batch.images[0])
+        embedding = self.embedder.neck(self.embedder.pool(feature_map))
+        drawn = self.sdm.draw(len(batch.indices), self.generator)  # of the full batch, on every rank
+        mine = {
+            name: value[self.part_of_batch(len(batch.indices))].to(embedding.device) for name, value in drawn.items()
+        }
+        located = self.sdm(feature_map, embedding, mine)
+        parts = self._part_features(cut(feature_map, located.pop("weights")))
+        return {
+            "embedding": embedding,
+            "parts": parts,
+            "logits": embedding @ self.classifiers[0, : self.clusters].T,
+            "part_logits": torch.einsum("bpd,pcd->bpc", parts, self.classifiers[1:, : self.clusters]),
+            **located,
+        }
+
+    def _part_features(self, pooled: Tensor) -> Tensor:
+        """(b, P, D) after each part's own BNNeck."""
+        parts = pooled.unbind(dim=1)
+        if self.training and self.config.settings.shared_neck:
+            parts = tuple(self.embedder.neck(part) for part in parts)
+        return torch.stack([neck(part) for neck, part in zip(self.part_necks, parts, strict=True)], dim=1)
+
+    def embed(self, images: Tensor, cameras: Tensor | None = None) -> dict[str, Tensor]:
+        """``feature`` (b, D), tested; ``parts`` (b, P, D), unit length, read by pseudo-labelling alone."""
+        feature_map = self.embedder.map(images)
+        embedding = self.embedder.neck(self.embedder.pool(feature_map))
+        weights = self.sdm.locate(feature_map, embedding, image_keys(images))
+        parts = self._part_features(cut(feature_map, weights))
+        return {"feature": F.normalize(embedding, dim=1), "parts": F.normalize(parts, dim=2)}
+
+    def label(self, epoch: int, data: TrainingData) -> Labels:
+        """Clusters of the global feature, and ``consistency`` (N, P): PSC's score of every part."""
+        settings: Settings = self.config.settings
+        labels = super().label(epoch, data)
+        with data.timer("consistency"):
+            scores = consistency_scores(data.features(), data.embedded("parts"), settings.neighbours, settings.score)
+        labels.extra["consistency"] = scores
+        return labels
+
+    def start_epoch(self, labels: Labels, data: TrainingData, generator: torch.Generator) -> None:
+        """Classifier rows become the clusters' mean features; camera proxies are set, and stay for the epoch."""
+        self.generator, self.part_of_batch = generator, data.world.part
+        self.clusters = labels.clusters
+        rows = self.classifiers.shape[1]
+        if self.clusters > rows:
+            raise ValueError(
+                f"{self.clusters} clusters, but the classifier has {rows} rows (training images / "
+                "clustering.min_samples); lower clustering.min_samples if clusters this small are wanted"
+            )
+        spaces = [data.features(), *data.embedded("parts").unbind(dim=1)]
+        for rows_of_space, features in zip(self.classifiers.detach(), spaces, strict=True):
+            rows_of_space[: self.clusters] = cluster_centroids(features, labels.ids)
+        if self.config.settings.camera_weight > 0:
+            cameras = data.cameras("loss")
+            self.cameras, *self.part_cameras = (ProxyMemory(f, labels.ids, cameras, momentum=1.0) for f in spaces)
+
+    def loss(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """PSC's refined global and smoothed part losses, the triplet, and the camera and SCD terms that are on."""
+        settings: Settings = self.config.settings
+        targets, scores = batch.targets, batch.extra["consistency"].to(output["part_logits"].dtype)
+        logits, part_logits = output["logits"], output["part_logits"]
+        if batch.epoch >= settings.consistency_from:
+            part = consistency_smoothed_cross_entropy(part_logits, targets, scores)
+        else:
+            part = smoothed_part_cross_entropy(part_logits, targets, settings.label_smoothing)
+        terms = {
+            "global": refined_cross_entropy(logits, part_logits, targets, scores, settings.own_label_share),
+            "part": part,
+            "triplet": softmax_triplet(output["embedding"], targets),
+        }
+        if settings.camera_weight > 0:
+            terms["camera"] = settings.camera_weight * self._camera_loss(output, batch)
+        if settings.scd_weight > 0:
+            scd = self._scd_loss(output, targets)
+            terms |= {f"scd_{name}": settings.scd_weight * term for name, term in scd.items()}
+        return terms
+
+    def _camera_loss(self, output: dict[str, Tensor], batch: Batch) -> Tensor:
+        """That of the global feature plus the mean over the parts."""
+        assert batch.cameras is not None
+        settings: Settings = self.config.settings
+        same_cluster = self.cameras.same_cluster(batch.targets)
+        same_camera = self.cameras.same_camera(batch.cameras)
+        spaces = [(output["embedding"], self.cameras)]
+        spaces += zip(output["parts"].unbind(dim=1), self.part_cameras, strict=True)
+        whole, *parts = (
+            camera_contrast(
+                features,
+                same_cluster,
+                same_camera,
+                memory.rows,
+                settings.camera_temperature,
+                settings.camera_negatives,
+            )
+            for features, memory in spaces
+        )
+        return whole + torch.stack(parts).mean()
+
+    def _scd_loss(self, output: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+        """MSE(eps_hat, eps) + theta_weight [...] where there is a diffusion, + contrast_weight L_con of the parts."""
+        settings: Settings = self.config.settings
+        terms = self.sdm.theta_loss(output, settings.theta_weight, settings.cosine_weight)
+        if settings.contrast_weight > 0:
+            frozen = settings.diffusion == "paper"
+            contrast = part_contrast(output["parts"], targets, settings.contrast_temperature, frozen)
+            terms["contrast"] = settings.contrast_weight * contrast
+        return terms
+
+
+def build_sdm(settings: Settings, dim: int, replicas: int) -> Stripes:
+    """What places the parts, by ``settings.sdm``; modules that a setting leaves out are not built."""
+    if settings.sdm == "stripes":
+        return Stripes(settings.parts)
+    steps = (settings.timesteps, settings.sampling_steps)
+    if settings.sdm == "diffusion" and settings.diffusion == "released":
+        return ReleasedDiffusion(dim, settings.localisation_padding, *steps, replicas)
+    localisation = LocalisationNet(dim, stripe_thetas(settings.parts), settings.localisation_padding)
+    if settings.sdm == "stn":
+        return SpatialTransformer(settings.parts, localisation)
+    denoiser = Denoiser(6 * settings.parts, dim)
+    return SpatialDiffusion(settings.parts, localisation, denoiser, *steps, settings.train_patches)

@@ -1,0 +1,88 @@
+"""Where parts are cut from a feature map: stripes, or affine windows that a localisation net proposes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from core.backbones.batchnorm import GroupedBatchNorm2d
+from core.backbones.pooling import at_least_float32
+
+
+def stripe_thetas(parts: int) -> Tensor:
+    """(P, 2, 3) affine parameters of P horizontal stripes: [1, 0, 0; 0, 1/P, t_p] (spec 10)."""
+    theta = torch.zeros(parts, 2, 3)
+    theta[:, 0, 0] = 1
+    theta[:, 1, 1] = 1 / parts
+    theta[:, 1, 2] = (2 * torch.arange(parts) + 1) / parts - 1
+    return theta
+
+
+def stripe_weights(parts: int, height: int, width: int) -> Tensor:
+    """(P, h, w) averaging weights of P stripes whose borders are those of adaptive average pooling."""
+    row, part = torch.arange(height), torch.arange(parts)[:, None]
+    first = part * height // parts
+    last = -((part + 1) * height // -parts)
+    inside = ((row >= first) & (row < last)).float()
+    return (inside / inside.sum(dim=1, keepdim=True) / width)[:, :, None].expand(parts, height, width)
+
+
+def affine_weights(theta: Tensor, height: int, width: int) -> Tensor:
+    """(b, P, h, w) weights with which a patch's average sees each cell of the map; theta (b, P, 2, 3).
+
+    Affine grid, bilinear sampling (align_corners False, zeros outside) and global average pooling are linear in the
+    map: sum_ij weight_ij map_ij is what they give together, without a sampled map per patch, and with a gradient
+    that needs no atomic additions.
+    """
+    with torch.autocast(theta.device.type, enabled=False):
+        x = (2 * torch.arange(width, device=theta.device, dtype=theta.dtype) + 1) / width - 1
+        y = (2 * torch.arange(height, device=theta.device, dtype=theta.dtype) + 1) / height - 1
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        grid = torch.stack([grid_x.flatten(), grid_y.flatten(), torch.ones_like(grid_x).flatten()])
+        sampled_x, sampled_y = (theta @ grid).unbind(dim=2)
+        taps_x = _bilinear_taps(sampled_x, width)
+        taps_y = _bilinear_taps(sampled_y, height)
+        return torch.einsum("bpsi,bpsj->bpij", taps_y, taps_x) / (height * width)
+
+
+def _bilinear_taps(place: Tensor, cells: int) -> Tensor:
+    """(..., cells) linear interpolation weights of normalised places (...) in [-1, 1]; none outside the map."""
+    place = ((place + 1) * cells - 1) / 2
+    below = place.detach().floor()
+    share = (place - below)[..., None]
+    offset = torch.arange(cells, device=place.device) - below[..., None]
+    return torch.where(offset == 0, 1 - share, torch.where(offset == 1, share, torch.zeros_like(share)))
+
+
+def cut(feature_map: Tensor, weights: Tensor) -> Tensor:
+    """(b, P, C) part features, float32 or wider, of a map (b, C, h, w) and weights (P, h, w) or (b, P, h, w)."""
+    values = at_least_float32(feature_map).flatten(2)
+    weights = weights.to(values.dtype).flatten(-2).expand(len(values), -1, -1)
+    with torch.autocast(values.device.type, enabled=False):
+        return weights @ values.transpose(1, 2)
+
+
+class LocalisationNet(nn.Module):
+    """theta0 (b, P, 2, 3) of a map (b, C, h, w); at the start ``initial`` (P, 2, 3), whatever the map (spec 2).
+
+    ``padding`` of its convolution is 0 as released; a map narrower than 3 cells needs 1.
+    """
+
+    def __init__(self, dim: int, initial: Tensor, padding: int = 0, hidden: int = 512) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(dim, 2 * dim, 3, padding=padding)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        self.features = nn.Sequential(
+            convolution, GroupedBatchNorm2d(2 * dim), nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
+        )
+        self.hidden = nn.Linear(2 * dim, hidden)
+        self.last = nn.Linear(hidden, initial.numel())
+        nn.init.zeros_(self.last.weight)
+        with torch.no_grad():
+            self.last.bias.copy_(initial.flatten())
+        self.shape = initial.shape
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        pooled = at_least_float32(self.features(feature_map)).mean((2, 3))
+        theta = self.last(torch.relu(self.hidden(pooled)))
+        return at_least_float32(theta).view(-1, *self.shape)

@@ -1,0 +1,517 @@
+"""SpCL by its spec (baselines.md sections 2 and 8)."""
+
+from __future__ import annotations
+
+import dataclasses
+import tracemalloc
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.sparse import csr_array
+from torch import Tensor
+
+import methods.spcl.method as module
+from core.config import Config
+from core.data import Batch, Labels
+from methods.cluster_contrast.method import ClusterContrast
+from methods.cluster_contrast.method import Settings as ClusterContrastSettings
+from methods.spcl import reliability
+from methods.spcl.memory import HybridMemory, hybrid_nll
+from methods.spcl.method import Settings, SpCL
+from tests import parity, reference_memory
+
+DIM, TAU, M, EPSILON = 16, 0.05, 0.2, 1e-6
+GOLDEN = Path(__file__).parents[1] / "golden" / "spcl_hybrid_memory.npz"
+PLAIN = {
+    "memory": "centroids",
+    "momentum": 0.1,
+    "outliers": False,
+    "independence": False,
+    "compactness": False,
+    "epsilon": 0.0,
+}
+
+
+class Data:
+    """Stands in for the training data; counts how often features are extracted."""
+
+    def __init__(self, features: Tensor, cameras: np.ndarray | None = None) -> None:
+        self._features, self._cameras, self.extractions = features, cameras, 0
+
+    def features(self) -> Tensor:
+        self.extractions += 1
+        return self._features
+
+    def cameras(self, use: str) -> np.ndarray:
+        assert use == "sampler"
+        assert self._cameras is not None, "cameras were read although the sampler must not use them"
+        return self._cameras
+
+    def timer(self, name: str) -> torch.autograd.profiler.record_function:
+        return torch.autograd.profiler.record_function(name)
+
+
+def unit(generator: torch.Generator, *shape: int) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+@pytest.fixture
+def people(generator: torch.Generator) -> Tensor:
+    """(200, DIM) float64 features around 20 centres, some groups tight and some loose, and 20 strangers."""
+    spread = torch.linspace(0.1, 1.2, 20, dtype=torch.float64).repeat_interleave(9)
+    noise = unit(generator, 180, DIM) * spread[:, None]
+    crowd = unit(generator, 20, DIM).repeat_interleave(9, dim=0) + noise
+    return F.normalize(torch.cat([crowd, unit(generator, 20, DIM)]), dim=1)
+
+
+def config_of(**settings: object) -> Config:
+    config = Config(settings=Settings(**settings))  # type: ignore[arg-type]
+    return dataclasses.replace(config, clustering=dataclasses.replace(config.clustering, k1=12, k2=3, eps=0.6))
+
+
+def spcl(**settings: object) -> SpCL:
+    return SpCL(config_of(**settings), torch.nn.Identity(), 1)  # type: ignore[arg-type]
+
+
+def cluster_contrast() -> ClusterContrast:
+    config = dataclasses.replace(config_of(), settings=ClusterContrastSettings())
+    return ClusterContrast(config, torch.nn.Identity(), 1)  # type: ignore[arg-type]
+
+
+def begin(method: SpCL | ClusterContrast, data: Data, epoch: int = 0) -> Labels:
+    labels = method.label(epoch, data)  # type: ignore[arg-type]
+    method.start_epoch(labels, data, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    return labels
+
+
+def batch_of(rows: np.ndarray, labels: Labels) -> Batch:
+    extra = {name: value[rows] for name, value in labels.extra.items()}
+    return Batch([], torch.as_tensor(rows), torch.as_tensor(labels.ids[rows]), None, extra, 0)
+
+
+def filled(features: Tensor, classes: Tensor) -> HybridMemory:
+    memory = HybridMemory(features, M)
+    memory.assign(classes)
+    return memory
+
+
+# ---- The loss and the memory -------------------------------------------------------------------------------------
+
+
+def literal_loss(f: Tensor, bank: Tensor, classes: Tensor, targets: Tensor, epsilon: float) -> Tensor:
+    """The spec's sentence, image by image and class by class."""
+    losses = []
+    for i in range(len(f)):
+        scores = [
+            torch.stack([f[i] @ bank[j] / TAU for j in range(len(bank)) if classes[j] == k]).mean()
+            for k in range(int(classes.max()) + 1)
+        ]
+        exps = torch.stack(scores).exp()
+        losses.append(-torch.log(exps[targets[i]] / (exps.sum() + epsilon) + epsilon))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-2])
+def test_loss_and_gradient_are_those_of_the_class_means_written_out(generator, epsilon: float) -> None:
+    bank = unit(generator, 30, DIM)
+    classes = torch.cat([torch.arange(8), torch.randint(0, 5, (22,), generator=generator)])
+    targets = torch.tensor([0, 7, 3, 3, 5, 1])
+    memory = filled(bank, classes)
+    ours, literal = (unit(torch.Generator().manual_seed(1), 6, DIM).requires_grad_() for _ in range(2))
+    loss = hybrid_nll(ours, memory.class_means(), targets, TAU, epsilon)
+    expected = literal_loss(literal, bank, classes, targets, epsilon)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, literal.grad)
+    assert not memory.rows.requires_grad
+
+
+def test_with_every_image_its_own_class_it_is_the_plain_softmax_over_instances(generator) -> None:
+    bank, f = unit(generator, 40, DIM), unit(generator, 12, DIM)
+    targets = torch.randint(0, 40, (12,), generator=generator)
+    means = filled(bank, torch.arange(40)).class_means()
+    assert torch.equal(means, F.normalize(bank, dim=1))
+    plain = F.cross_entropy(f @ bank.T / TAU, targets)
+    assert torch.equal(hybrid_nll(f, means, targets, TAU, 0.0), F.cross_entropy(f @ means.T / TAU, targets))
+    # The 1e-6 inside the logarithm moves a term by 1e-6 / p at most; here p is small, so both directions are seen.
+    released = hybrid_nll(f, means, targets, TAU, EPSILON)
+    assert released < plain
+    p = (f @ bank.T / TAU).softmax(dim=1)[torch.arange(12), targets]
+    torch.testing.assert_close(released, -(p + EPSILON).log().mean(), rtol=1e-6, atol=0)
+
+
+def test_with_equal_members_it_is_the_loss_of_cluster_contrast(generator) -> None:
+    centres, f = unit(generator, 7, DIM), unit(generator, 12, DIM)
+    classes = torch.arange(7).repeat_interleave(torch.tensor([1, 5, 2, 9, 1, 3, 4]))
+    targets = classes[torch.randint(0, len(classes), (12,), generator=generator)]
+    contrast = cluster_contrast()
+    contrast.start_epoch(Labels(classes.numpy()), Data(centres[classes]), generator)  # type: ignore[arg-type]
+    batch = Batch([], torch.arange(12), targets, None, {}, 0)
+    theirs = contrast.loss({"feature": f}, batch)["cluster"]
+    means = filled(centres[classes], classes).class_means()
+    torch.testing.assert_close(hybrid_nll(f, means, targets, TAU, 0.0), theirs)
+    torch.testing.assert_close(hybrid_nll(f, means, targets, TAU, 1e-12), theirs)
+
+
+def test_classes_score_the_mean_of_their_rows_which_has_no_unit_length(generator) -> None:
+    bank = unit(generator, 10, DIM)
+    means = filled(bank, torch.tensor([0, 0, 0, 1, 1, -1, -1, 2, 2, 2])).class_means()
+    torch.testing.assert_close(means, torch.stack([bank[:3].mean(0), bank[3:5].mean(0), bank[7:].mean(0)]))
+    assert (means.norm(dim=1) < 0.99).all()
+
+
+def test_small_temperatures_overflow_neither_loss_nor_gradient(generator) -> None:
+    means, f = unit(generator, 9, DIM).float(), unit(generator, 4, DIM).float().requires_grad_()
+    loss = hybrid_nll(f, means, torch.tensor([0, 3, 3, 8]), 1e-3, EPSILON)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(f.grad).all()
+
+
+def test_rows_are_updated_by_image_in_batch_order_and_the_class_follows_at_once(people, generator) -> None:
+    method, data = spcl(), Data(people)
+    labels = begin(method, data)
+    rows = np.array([3, 3, 50, 199, 3])
+    features = unit(generator, 5, DIM)
+    before = method.instances.rows.clone()
+    method.after_step({"feature": features}, batch_of(rows, labels))
+    expected = reference_memory.sequential(before, torch.as_tensor(rows), features, M)
+    torch.testing.assert_close(method.instances.rows, expected)
+    untouched = np.setdiff1d(np.arange(200), rows)
+    assert torch.equal(method.instances.rows[untouched], before[untouched])
+    classes = labels.extra["class"]
+    torch.testing.assert_close(method.instances.class_means()[classes[50]], expected[classes == classes[50]].mean(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_the_golden_file_is_reproduced(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "DTYPE", dtype)
+    assert parity.compare_file(GOLDEN).status == "pass"
+
+
+@pytest.mark.parametrize("array", ["loss_0", "grad_1", "memory_3"])
+def test_one_changed_golden_value_is_noticed(array: str, tmp_path: Path) -> None:
+    with np.load(GOLDEN) as data:
+        changed = data[array].copy()
+        changed.flat[0] += 1e-3
+        np.savez(tmp_path / GOLDEN.name, **{**data, array: changed})
+    result = parity.compare_file(tmp_path / GOLDEN.name)
+    assert result.status == "FAIL"
+    assert array in result.remark
+
+
+# ---- Self-paced reliability --------------------------------------------------------------------------------------
+
+
+def literal_reliability(
+    labels: np.ndarray, tight: np.ndarray, loose: np.ndarray, threshold: float | None
+) -> tuple[np.ndarray, np.ndarray, float, set[frozenset[int]]]:
+    """R_comp, R_indep, the threshold and the clusters that stay, from N x N matrices and loops."""
+    same, same_tight, same_loose = (
+        np.array([[i == j or (ids[i] >= 0 and ids[i] == ids[j]) for j in range(len(ids))] for i in range(len(ids))])
+        for ids in (labels, tight, loose)
+    )
+    comp = 1 - (same & same_tight).sum(1) / (same | same_tight).sum(1)
+    indep = 1 - (same & same_loose).sum(1) / (same | same_loose).sum(1)
+    members = defaultdict(list)
+    for i in range(len(labels)):
+        members[frozenset(np.flatnonzero(same[i]).tolist())].append(i)
+    if threshold is None:
+        least = sorted(min(indep[list(group)]) for group in members if len(group) > 1)
+        threshold = least[min(len(least) - 1, int(np.round(len(least) * 0.9)))]
+    kept = set()
+    for group in members:
+        rows = sorted(group)
+        if min(indep[rows]) <= threshold:
+            stay = frozenset(i for i in rows if comp[i] <= min(comp[rows]))
+            if len(stay) > 1:
+                kept.add(stay)
+    return comp, indep, threshold, kept
+
+
+def partition(ids: np.ndarray) -> set[frozenset[int]]:
+    return {frozenset(np.flatnonzero(ids == c).tolist()) for c in range(ids.max(initial=-1) + 1)}
+
+
+def random_labels(rng: np.random.Generator, size: int = 60) -> np.ndarray:
+    """Labels 0..C-1 with outliers, every cluster of at least two images."""
+    labels = rng.integers(-1, 12, size)
+    sizes = np.bincount(labels[labels >= 0], minlength=12)
+    return np.unique(np.where((labels >= 0) & (sizes[labels] > 1), labels, -1), return_inverse=True)[1] - 1
+
+
+def shaken(rng: np.random.Generator, labels: np.ndarray, share: float) -> np.ndarray:
+    """The labels with some images moved, some clusters joined, and other numbers."""
+    other = np.where(rng.random(len(labels)) < share, rng.integers(-1, 12, len(labels)), labels)
+    other[other == 3] = 4
+    order = rng.permutation(13)
+    return np.unique(np.where(other >= 0, order[other], -1), return_inverse=True)[1] - (other < 0).any()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("threshold", [None, 0.4])
+def test_reliability_equals_the_n_by_n_definition(seed: int, threshold: float | None) -> None:
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng)
+    tight, loose = shaken(rng, labels, 0.2), shaken(rng, labels, 0.3)
+    comp, indep, expected, clusters = literal_reliability(labels, tight, loose, threshold)
+    np.testing.assert_allclose(reliability.disagreement(labels, tight), comp, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(reliability.disagreement(labels, loose), indep, rtol=0, atol=1e-15)
+    ours = reliability.independence_threshold(labels, loose) if threshold is None else threshold
+    assert ours == pytest.approx(expected, abs=1e-15)
+    keep = reliability.independent(labels, loose, ours) & reliability.compact(labels, tight)
+    ids = reliability.keep_reliable(labels, keep)
+    assert partition(ids) == clusters
+    assert ids.dtype == np.int64
+    np.testing.assert_array_equal(np.unique(ids[ids >= 0]), np.arange(len(clusters)))
+
+
+def test_equal_clusterings_have_no_disagreement_and_demote_nobody() -> None:
+    labels = random_labels(np.random.default_rng(1))
+    assert (labels < 0).any()
+    assert not reliability.disagreement(labels, labels).any()
+    assert reliability.independence_threshold(labels, labels) == 0
+    keep = reliability.independent(labels, labels, 0.0) & reliability.compact(labels, labels)
+    np.testing.assert_array_equal(reliability.keep_reliable(labels, keep), labels)
+
+
+def test_joined_clusters_are_not_independent_and_stray_members_are_not_compact() -> None:
+    labels = np.repeat([0, 1, 2, -1], [4, 4, 4, 2])
+    loose = np.repeat([0, 1, -1], [8, 4, 2])  # clusters 0 and 1 join
+    tight = labels.copy()
+    tight[[8, 9]] = -1  # two images fall off cluster 2
+    joined = reliability.independent(labels, loose, threshold=0.2)
+    np.testing.assert_array_equal(joined, labels == 2)
+    held = reliability.compact(labels, tight)
+    np.testing.assert_array_equal(np.flatnonzero(~held & (labels >= 0)), [8, 9])
+    np.testing.assert_array_equal(reliability.keep_reliable(labels, joined & held), np.repeat([-1, 0, -1], [10, 2, 2]))
+
+
+def test_a_cluster_of_which_one_image_is_left_is_no_cluster() -> None:
+    labels = np.array([0, 0, 0, 1, 1])
+    ids = reliability.keep_reliable(labels, np.array([True, False, False, True, True]))
+    np.testing.assert_array_equal(ids, [-1, -1, -1, 0, 0])
+
+
+def test_the_threshold_is_the_value_at_nine_tenths_of_the_clusters() -> None:
+    # Ten clusters of 2; cluster c loses its pair to a looser one of c more images, so R_indep = 1 - 2 / (2 + c).
+    labels = np.concatenate([np.repeat(np.arange(10), 2), np.full(45, -1)])
+    loose = np.concatenate([np.repeat(np.arange(10), 2), np.repeat(np.arange(10), np.arange(10))])
+    assert reliability.independence_threshold(labels, loose) == 1 - 2 / (2 + 9)
+    assert reliability.independence_threshold(labels, loose, share=0.5) == 1 - 2 / (2 + 5)
+    assert reliability.independence_threshold(labels, loose, share=0.0) == 0
+    assert reliability.independence_threshold(np.full(4, -1), np.zeros(4, np.int64)) is None
+
+
+def test_labels_of_a_large_dataset_need_no_square_matrix() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.unique(rng.integers(0, 3000, 33_000), return_inverse=True)[1]
+    labels[rng.random(33_000) < 0.3] = -1
+    labels = np.unique(labels, return_inverse=True)[1] - 1
+    tracemalloc.start()
+    reliability.compact(labels, rng.permutation(labels))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+def test_singletons_get_the_numbers_after_the_clusters() -> None:
+    np.testing.assert_array_equal(reliability.with_singletons(np.array([1, -1, 0, -1, 1])), [1, 2, 0, 3, 1])
+    np.testing.assert_array_equal(reliability.with_singletons(np.full(3, -1)), [0, 1, 2])
+
+
+# ---- The epoch ---------------------------------------------------------------------------------------------------
+
+
+def demoting_steps(people: Tensor) -> dict[str, int]:
+    """Images in clusters, by which criteria apply."""
+    rows = {"both": {}, "none": {"independence": False, "compactness": False}}
+    rows |= {"independence": {"compactness": False}, "compactness": {"independence": False}}
+    return {name: int((begin(spcl(gap=0.1, **row), Data(people)).ids >= 0).sum()) for name, row in rows.items()}
+
+
+def test_each_criterion_demotes_images_and_is_a_switch(people) -> None:
+    left = demoting_steps(people)
+    assert left["both"] <= min(left["independence"], left["compactness"])
+    assert max(left["independence"], left["compactness"]) < left["none"]
+
+
+def test_without_a_gap_the_criteria_change_no_label(people) -> None:
+    plain = begin(spcl(independence=False, compactness=False), Data(people)).ids
+    np.testing.assert_array_equal(begin(spcl(gap=0.0), Data(people)).ids, plain)
+    assert (plain < 0).any()
+
+
+def test_three_clusterings_share_one_distance_graph(people, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[csr_array] = []
+    clustered: list[tuple[int, float]] = []
+    distance, dbscan = module.jaccard_distance, module.dbscan
+
+    def counted(*arguments: object) -> csr_array:
+        graphs.append(distance(*arguments))
+        return graphs[-1]
+
+    def noted(graph: csr_array, eps: float, min_samples: int) -> np.ndarray:
+        clustered.append((id(graph), round(eps, 6)))
+        return dbscan(graph, eps, min_samples)
+
+    monkeypatch.setattr(module, "jaccard_distance", counted)
+    monkeypatch.setattr(module, "dbscan", noted)
+    begin(spcl(), Data(people))
+    assert len(graphs) == 1
+    assert {graph for graph, _ in clustered} == {id(graphs[0])}
+    assert sorted(eps for _, eps in clustered) == [0.58, 0.6, 0.62]
+
+
+def test_outliers_stay_outliers_in_the_labels_and_are_classes_of_the_loss(people) -> None:
+    method, data = spcl(), Data(people)
+    labels = begin(method, data)
+    assert 0 < labels.outliers < 200
+    classes = labels.extra["class"]
+    alone = torch.as_tensor(labels.ids < 0)
+    assert torch.equal(classes[~alone], torch.as_tensor(labels.ids)[~alone])
+    assert torch.equal(classes[alone], labels.clusters + torch.arange(labels.outliers))
+    assert len(method.instances.class_means()) == labels.clusters + labels.outliers
+    batch = batch_of(np.flatnonzero(labels.ids < 0)[:3], labels)
+    assert (batch.targets == -1).all()
+    loss = method.loss({"feature": people[batch.indices]}, batch)["contrast"]
+    expected = literal_loss(people[batch.indices], people, classes, batch.extra["class"], EPSILON)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("outliers", [True, False])
+@pytest.mark.parametrize("uses_camera", [True, False])
+def test_batches_draw_every_unclustered_image_as_one_entry_where_outliers_take_part(
+    people, outliers: bool, uses_camera: bool
+) -> None:
+    cameras = np.tile([0, 1, 1, 2], 50)
+    config = config_of(outliers=outliers)
+    sampler = dataclasses.replace(config.sampler, identities=4, instances=4, uses_camera=uses_camera)
+    config = dataclasses.replace(config, sampler=sampler)
+    assert (SpCL.needs(config).cameras == {"sampler"}) is uses_camera
+    method, data = SpCL(config, torch.nn.Identity(), 1), Data(people, cameras if uses_camera else None)  # type: ignore[arg-type]
+    labels = begin(method, data)
+    rows = np.concatenate(list(method.batches(labels, data, np.random.default_rng(0))))  # type: ignore[arg-type]
+    assert len(rows) % 16 == 0
+    alone = rows[labels.ids[rows] < 0]
+    assert len(alone) == len(set(alone))
+    # All but what an incomplete last batch drops.
+    assert labels.outliers - 16 < len(alone) if outliers else len(alone) == 0
+
+
+def test_the_memory_is_filled_once_and_clustered_instead_of_fresh_features(people, generator) -> None:
+    method, data = spcl(), Data(people)
+    first = begin(method, data)
+    assert data.extractions == 2  # one extraction by the engine, read by the labels and by the memory
+    rows = np.arange(150)
+    method.after_step({"feature": unit(generator, 150, DIM)}, batch_of(rows, first))
+    moved = method.instances.rows.clone()
+    second = begin(method, data, epoch=1)
+    assert data.extractions == 2
+    assert torch.equal(method.instances.rows, moved)
+    assert not np.array_equal(first.ids, second.ids)
+    fresh = spcl()
+    fresh.threshold = method.threshold
+    np.testing.assert_array_equal(begin(fresh, Data(moved)).ids, second.ids)
+
+
+def test_the_threshold_is_fixed_by_the_first_epoch_with_clusters(people, generator) -> None:
+    method = spcl(gap=0.1)
+    strangers = csr_array((np.zeros(40), np.arange(40), np.arange(41)), shape=(40, 40))
+    assert (method._reliable_clusters(strangers) == -1).all()
+    assert method.threshold is None
+    begin(method, Data(people))
+    fixed = method.threshold
+    assert fixed is not None
+    method.instances = HybridMemory(F.normalize(people + 0.3 * unit(generator, 200, DIM), dim=1), M)
+    begin(method, Data(people), epoch=1)
+    assert method.threshold == fixed
+    assert spcl().threshold is None
+
+
+@pytest.mark.parametrize("memory", ["instances", "centroids"])
+def test_a_resumed_run_goes_on_with_the_same_bits(people, generator, memory: str, tmp_path: Path) -> None:
+    method, data = spcl(memory=memory, gap=0.1), Data(people.float())
+    labels = begin(method, data)
+    method.after_step({"feature": unit(generator, 64, DIM).float()}, batch_of(np.arange(64), labels))
+    torch.save(method.memory_state(), tmp_path / "state.pt")
+    resumed = spcl(memory=memory, gap=0.1)
+    resumed.load_memory_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert resumed.threshold == method.threshold
+    again, ours = begin(resumed, data, epoch=1), begin(method, data, epoch=1)
+    np.testing.assert_array_equal(again.ids, ours.ids)
+    if memory == "instances":
+        assert torch.equal(resumed.instances.rows, method.instances.rows)
+    batch = batch_of(np.arange(0, 200, 7), ours)
+    features = {"feature": people.float()[batch.indices]}
+    assert torch.equal(resumed.loss(features, batch)["contrast"], method.loss(features, batch)["contrast"])
+
+
+def test_saved_state_is_a_copy(people) -> None:
+    method, data = spcl(), Data(people)
+    labels = begin(method, data)
+    saved = method.memory_state()["rows"]
+    before = saved.clone()
+    method.after_step({"feature": people[:9].flip(0)}, batch_of(np.arange(9), labels))
+    assert torch.equal(saved, before)
+    assert not torch.equal(method.instances.rows, before)
+
+
+def test_with_every_addition_off_it_is_cluster_contrast_bit_for_bit(people, generator) -> None:
+    cameras = np.tile([0, 1, 2, 2], 50)
+    reduced, baseline = spcl(**PLAIN), cluster_contrast()
+    data = Data(people, cameras)
+    for epoch in range(2):
+        ours, theirs = begin(reduced, data, epoch), begin(baseline, data, epoch)
+        np.testing.assert_array_equal(ours.ids, theirs.ids)
+        drawn = [
+            list(method.batches(labels, data, np.random.default_rng(epoch)))  # type: ignore[arg-type]
+            for method, labels in ((reduced, ours), (baseline, theirs))
+        ]
+        assert len(drawn[0]) == len(drawn[1]) > 0
+        for rows, same_rows in zip(*drawn, strict=True):
+            np.testing.assert_array_equal(rows, same_rows)
+            batch, feature = batch_of(rows, ours), {"feature": unit(generator, len(rows), DIM)}
+            assert torch.equal(reduced.loss(feature, batch)["contrast"], baseline.loss(feature, batch)["cluster"])
+            reduced.after_step(feature, batch)
+            baseline.after_step(feature, batch)
+            assert torch.equal(reduced.centroids.rows, baseline.memory.rows)
+
+
+def test_the_ablation_row_of_the_baseline_has_every_addition_off() -> None:
+    from pipeline.settings import resolve_run
+
+    config = resolve_run("spcl-cluster_contrast", "rendered", {"profile": "controlled"}).config
+    assert config.settings == Settings(**PLAIN)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("profile", ["published", "controlled", "tiny"])
+def test_every_profile_keeps_both_clusterings_inside_the_graph(profile: str) -> None:
+    from pipeline.settings import resolve_run
+
+    for dataset in ("market1501", "msmt17_v1", "rendered"):
+        SpCL(resolve_run("spcl", dataset, {"profile": profile}).config, torch.nn.Identity(), 1)  # type: ignore[arg-type]
+
+
+def test_impossible_settings_are_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match="instances or centroids"):
+        Settings(memory="bank")
+    with pytest.raises(ValueError, match="must not be negative"):
+        Settings(gap=-0.1)
+    with pytest.raises(ValueError, match="independence_share"):
+        Settings(independence_share=90)
+    for row in ({"gap": 0.4, "compactness": False}, {"gap": 0.7, "independence": False}):
+        with pytest.raises(ValueError, match=r"clustering\.eps 0\.6 with settings\.gap"):
+            spcl(**row)
+    spcl(gap=0.7, independence=False, compactness=False)
+    spcl(gap=0.5, independence=False)

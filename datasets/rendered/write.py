@@ -59,11 +59,11 @@ def write(out: Path, size: str = "small", world: int = 0, device: str = "cpu", p
     paths = [out / path for path in image_paths(drawn)]
     for folder in sorted({path.parent for path in paths}):
         folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(paths), desc=f"rendering {size} world {world}", unit="image", disable=not progress) as bar:
+    bar = tqdm(total=len(paths), desc=f"rendering {size} world {world}", unit="image", disable=not progress)
+    with bar, ThreadPoolExecutor() as encoders:
         for rows, images in render_all(Renderer(drawn, device)):
-            for row, image in zip(rows, images, strict=True):
-                paths[row].write_bytes(_jpeg(image))
-            bar.update(len(rows))
+            for _ in encoders.map(_write_jpeg, [paths[row] for row in rows], images):
+                bar.update()
     (out / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     return record
 
@@ -121,7 +121,7 @@ def _refuse_other_files(out: Path, world: World) -> None:
         )
 
 
-def _jpeg(image: np.ndarray) -> bytes:
+def _write_jpeg(path: Path, image: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
+    path.write_bytes(buffer.getvalue())

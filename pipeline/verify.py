@@ -102,6 +102,7 @@ def reference_row(key: Key, group: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "metrics": {name: {"mean": float(np.mean(v)), "sd": sd(v), "values": v} for name, v in values.items()},
         "tested_on": tested_on(group),
         "config_hash": first["run"]["config_hash"],
+        "code": first["code"],
         "commit": first["provenance"]["commit"],
         "device": first["provenance"]["device"],
     }

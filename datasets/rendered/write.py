@@ -30,7 +30,8 @@ _FOLDERS = {
     "distractor": f"{MARKET}/bounding_box_test",
     "junk": f"{MARKET}/bounding_box_test",
 }
-_CHUNK = 2**19  # pixels drawn at a time: 64 images of 128x64
+# Pixels drawn at a time: 64 images of 128x64 for a CPU thread; a GPU waits for kernels to be launched with so few.
+_CHUNK = {"cpu": 2**19, "cuda": 2**22}
 
 
 def image_paths(world: World) -> list[str]:
@@ -74,7 +75,7 @@ def render_all(renderer: Renderer, count: int | None = None) -> Iterator[tuple[n
     Many small tensors are drawn: a chunk per thread is faster than threads inside every operation.
     """
     size = renderer.world.size
-    step = max(1, _CHUNK // (size.height * size.width))
+    step = max(1, _CHUNK[renderer.device.type] // (size.height * size.width))
     total = len(renderer.world.images) if count is None else count
     chunks = [np.arange(start, min(start + step, total)) for start in range(0, total, step)]
 

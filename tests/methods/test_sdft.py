@@ -522,3 +522,12 @@ def test_no_camera_label_is_used(small: Embedder) -> None:
 def test_impossible_settings_are_refused_with_the_remedy(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Settings(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("small", ["tokens"], indirect=True)
+def test_one_fusion_block_without_terms_is_the_baseline_where_no_path_is_dropped(small: Embedder, generator) -> None:
+    small.backbone.drop_path = (0.0,) * len(small.backbone.blocks)
+    off = {"sdr_feature": False, "sdr_cluster": False, "sdcl_identity": False, "sdcl_stripe": False}
+    images = pictures(generator)
+    fused, plain = (sdft(small, blocks=blocks, **off).double().train().views(images) for blocks in (1, 0))
+    torch.testing.assert_close(fused["feature"], plain["feature"], rtol=1e-12, atol=1e-12)

@@ -71,6 +71,7 @@ def write_result(
         "tested_on": {"name": "rendered", "fingerprint": fingerprint},
         "initial": {"source": "chosen", "sha256": None},
         "cost": {"images_seen": 96, "seconds_total": 6.0},
+        "code": "none",
         "provenance": {"commit": None, "device": "none"},
         "selection": {"last": last, "best_on_test": best_on_test},
     }

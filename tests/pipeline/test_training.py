@@ -119,7 +119,7 @@ LONG = ("--set", "schedule.epochs=4", "--set", "schedule.iterations=4")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["cluster_contrast", "hhcl-paper"])
+@pytest.mark.parametrize("method", ["cluster_contrast", "hhcl-paper", "hcl"])
 def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(world: World, method: str, tmp_path: Path) -> None:
     run(world, method, tmp_path / "whole", *LONG)
     arguments = world.train_arguments(method, tmp_path / "killed", *LONG)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-import methods
 import protocols
 from core.results import Result
 from pipeline import cli
@@ -57,6 +56,7 @@ NOTE = (
     "`best-on-test` picks the epoch on the test split, as papers do, and is no headline. `cameras`: where the method "
     "uses camera labels."
 )
+PANELS = {"mAP": "test mAP", "audit_ari": "pseudo-label ARI", "clusters": "clusters"}
 PUBLISHED_NOTE = (
     "What the papers print for their own data, beside which nothing above may be put: `rendered` is drawn, not "
     "photographed."
@@ -155,31 +155,39 @@ def published_table(names: Sequence[str]) -> str:
 
 
 def draw_curves(params: dict[str, Any], results: Sequence[Result], file: Path) -> None:
-    """Test mAP and pseudo-label quality per epoch, one line per run (its first seed and fold)."""
+    """Test mAP and pseudo-label quality per epoch: a row of panels per backbone, a line per run (its first seed)."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
-    panels = {"mAP": "test mAP", "audit_ari": "pseudo-label ARI", "clusters": "clusters"}
     seed = params["seeds"][0]
     folds = {result.record["run"]["dataset"]: result.record.get("fold") for result in reversed(results)}
+    shown: dict[str, list[Result]] = {}
     for result in results:
         run = result.record["run"]
-        first = result.record["seed"] == seed and result.record.get("fold") == folds[run["dataset"]]
-        if not first or run["method"] not in methods.available():
-            continue
-        curves = pd.read_csv(result.folder / "curves.csv")
-        for axis, (column, title) in zip(axes, panels.items(), strict=True):
-            axis.set(title=title, xlabel="epoch")
-            if column in curves and len(curves.dropna(subset=[column])) > 1:
-                line = curves.dropna(subset=[column])
-                axis.plot(line["epoch"], line[column], marker=".", label=run["name"])
-    if axes[0].get_lines():  # a protocol without mAP draws none
-        axes[0].legend(fontsize=8)
+        if result.record["seed"] == seed and result.record.get("fold") == folds[run["dataset"]]:
+            shown.setdefault(run["backbone"], []).append(result)
+    figure, rows = pyplot.subplots(len(shown), 3, figsize=(14, 3.8 * len(shown)), squeeze=False, layout="constrained")
+    for axes, (backbone, listed) in zip(rows, shown.items(), strict=True):
+        for number, result in enumerate(listed):
+            draw_run(axes, result, matplotlib.colormaps["tab20"](number % 20))
+        for axis, title in zip(axes, PANELS.values(), strict=True):
+            axis.set(title=f"{title}, {backbone}", xlabel="epoch")
+        if axes[0].get_lines():  # a protocol without mAP draws none
+            axes[2].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
+
+
+def draw_run(axes: Sequence[Any], result: Result, colour: Any) -> None:
+    """One run's lines; labels that pair no two images (instance discrimination) have no quality to draw."""
+    curves = pd.read_csv(result.folder / "curves.csv")
+    paired = "audit_pair_recall" in curves and (curves["audit_pair_recall"] > 0).any()
+    for axis, column in zip(axes, PANELS, strict=True):
+        line = curves.dropna(subset=[column]) if column in curves else curves[:0]
+        if len(line) > 1 and (column == "mAP" or paired):
+            axis.plot(line["epoch"], line[column], marker=".", color=colour, label=result.record["run"]["name"])
 
 
 if __name__ == "__main__":

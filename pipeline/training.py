@@ -134,8 +134,8 @@ def known_cameras(manifest: Manifest, split: str, needs: Needs) -> np.ndarray:
     if unknown:
         raise ManifestError(
             f"the method uses camera labels (for: {', '.join(sorted(needs.cameras))}), but {unknown} of {len(cameras)} "
-            f"{split} images of '{manifest.name}' have none; for the sampler alone, run it with "
-            "--set sampler.uses_camera=false"
+            f"{split} images of '{manifest.name}' have none; run a variant without cameras (no_cam) or, where only the "
+            "sampler uses them, --set sampler.uses_camera=false"
         )
     return np.searchsorted(known[known >= 0], cameras)
 

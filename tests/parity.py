@@ -53,7 +53,7 @@ Comparison = tuple[str, np.ndarray, np.ndarray]
 
 
 class Result(NamedTuple):
-    """Outcome for one file: pass, FAIL, unknown kind or no method yet."""
+    """Outcome for one file: pass, FAIL or unknown kind."""
 
     name: str
     status: str
@@ -222,8 +222,7 @@ def pisl_losses(data: Arrays) -> Iterator[Comparison]:
     yield "camera_grad", gradient.numpy(), data["camera_grad"]
 
 
-# None: the kind is known, the method is still to come.
-KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]] | None] = {
+KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "jaccard": jaccard,
     "market_metric": market_metric,
     "rerank": reranking,
@@ -276,8 +275,6 @@ def compare_file(path: Path) -> Result:
     if not kinds:
         return Result(path.name, "unknown kind", remark=f"known are {', '.join(KINDS)}")
     check = KINDS[max(kinds, key=len)]
-    if check is None:
-        return Result(path.name, "no method yet")
     try:
         with np.load(path) as data:
             comparisons = list(check(data))

@@ -17,6 +17,7 @@ from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.hhcl.method import HHCL
 from methods.hhcl.method import Settings as HHCLSettings
+from tests.methods.draws import unit
 
 CLUSTERS, DIM, TAU, M = 7, 16, 0.05, 0.1
 
@@ -29,15 +30,6 @@ class Features:
 
     def features(self) -> Tensor:
         return self._features
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
-
-
-def unit(generator: torch.Generator, *shape: int) -> Tensor:
-    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
 def hhcl(**settings: object) -> HHCL:

@@ -25,6 +25,7 @@ from methods.hcl import method as hcl_module
 from methods.hcl.hybrid import co_association, memory_entries, pair_losses, positive_weights, weighted_mean
 from methods.hcl.method import HCL, Settings, granularity_radii
 from pipeline.settings import method_config, resolve_run
+from tests.methods.draws import unit
 
 CLUSTERS, DIM, TAU, M = 5, 16, 0.05, 0.2
 HCL_ONLY = {"eps_offsets": (0.0,)}
@@ -40,15 +41,6 @@ class Data:
     def features(self) -> Tensor:
         self.asked += 1
         return self._features
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
-
-
-def unit(generator: torch.Generator, *shape: int) -> Tensor:
-    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
 def hcl(clustering: Clustering | None = None, **settings: object) -> HCL:

@@ -14,6 +14,7 @@ from core.memory import SlotMemory
 from core.timing import PhaseTimer
 from methods.hhcl.method import HHCL, Settings
 from pipeline.settings import resolve_run
+from tests.methods.draws import unit
 
 CLUSTERS, DIM, TAU, M = 6, 16, 0.05, 0.1
 
@@ -31,10 +32,6 @@ class Data:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(5)
-
-
-def unit(generator: torch.Generator, *shape: int) -> Tensor:
-    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
 def hhcl(clustering: Clustering | None = None, **settings: object) -> HHCL:

@@ -25,6 +25,7 @@ from methods.jcl.camera_filter import drop_single_camera_clusters
 from methods.jcl.instances import ClusteredInstances, hardest_similarities
 from methods.jcl.method import JCL, Settings
 from pipeline.settings import resolve_run
+from tests.methods.draws import unit
 
 CLUSTERS, DIM, TAU = 7, 16, 0.05
 NO_WAM = Wam(attention="none", wave=1.0)
@@ -43,15 +44,6 @@ class Data:
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return seeded(3)
-
-
-def unit(generator: torch.Generator, *shape: int) -> Tensor:
-    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
 def maps(generator: torch.Generator, batch: int = 6, channels: int = 32, height: int = 16, width: int = 4) -> Tensor:

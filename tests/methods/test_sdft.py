@@ -31,23 +31,11 @@ from methods.sdft.losses import (
 from methods.sdft.method import SDFT, Settings
 from methods.sdft.trunk import MapBlock
 from pipeline.settings import method_config, resolve_run
+from tests.methods.draws import normal, unit
 
 CLUSTERS, STRIPES, DIM, TAU, M = 5, 4, 16, 0.05, 0.2
 TARGETS = torch.tensor([2, 0, 2, 4, 2, 0, 4, 1])
 OFF = {"sdr_feature": False, "sdr_cluster": False, "sdcl_identity": False, "sdcl_stripe": False}
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
-
-
-def normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def unit(generator: torch.Generator, *shape: int) -> Tensor:
-    return F.normalize(normal(generator, *shape), dim=-1)
 
 
 def transformer_block(generator: torch.Generator, dim: int = DIM) -> MapBlock:

@@ -24,6 +24,7 @@ from methods.selective_contrastive.heads import Heads, standardised, stripe_mean
 from methods.selective_contrastive.method import SelectiveContrastive, Settings
 from methods.selective_contrastive.selection import Selection, euclidean, select, select_at_random, squared_distance
 from tests import parity
+from tests.methods.draws import unit
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "selective_contrastive.npz"
 IMAGES, BATCH, DIM, STRIPES, K, NEGATIVES = 40, 8, 16, 4, 3, 12
@@ -57,10 +58,6 @@ class Data:
         assert use == "loss"
         assert self._cameras is not None, "cameras were read although the penalty is off"
         return self._cameras
-
-
-def unit(generator: torch.Generator, *shape: int) -> Tensor:
-    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
 def views_of(count: int, seed: int) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from methods.spcl import reliability
 from methods.spcl.memory import HybridMemory, hybrid_nll
 from methods.spcl.method import Settings, SpCL
 from tests import parity, reference_memory
+from tests.methods.draws import unit
 
 DIM, TAU, M, EPSILON = 16, 0.05, 0.2, 1e-6
 GOLDEN = Path(__file__).parents[1] / "golden" / "spcl_hybrid_memory.npz"
@@ -53,10 +54,6 @@ class Data:
 
     def timer(self, name: str) -> torch.autograd.profiler.record_function:
         return torch.autograd.profiler.record_function(name)
-
-
-def unit(generator: torch.Generator, *shape: int) -> Tensor:
-    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
 @pytest.fixture

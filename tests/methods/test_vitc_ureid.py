@@ -19,6 +19,7 @@ from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.vitc_ureid import proxy_losses
 from methods.vitc_ureid.method import Settings, ViTCUReID
+from tests.methods.draws import unit
 
 IMAGES, CLUSTERS, CAMERAS, DIM, TAU, MU = 80, 7, 4, 16, 0.07, 0.2
 MODES = ("dual", "cap", "o2cap")
@@ -50,10 +51,6 @@ class Scene:
 
     def batch(self, epoch: int = 9) -> Batch:
         return Batch([], self.rows, self.labels[self.rows], self.cameras[self.rows], {}, epoch)
-
-
-def unit(generator: torch.Generator, *shape: int) -> Tensor:
-    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
 @pytest.fixture

@@ -1,0 +1,12 @@
+"""Fixtures that tests of several methods share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A stream of its own for each test."""
+    return torch.Generator().manual_seed(3)

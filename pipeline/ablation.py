@@ -20,7 +20,7 @@ from pipeline.compare import NOTE as COMPARISON_NOTE
 from pipeline.compare import Cell, SharedWeights, cells, compare_family, interval_text, signed, small
 from pipeline.grid import Job, default_backbone
 from pipeline.settings import method_config
-from pipeline.table import leaderboard, quarantined
+from pipeline.table import leaderboard, warn_of_quarantined
 
 COLUMNS = [
     *("row", "changes", "dataset", "backbone", "profile", "seeds", "mAP_mean", "mAP_sd", "rank1_mean"),
@@ -85,8 +85,7 @@ def read_rows(wanted: Mapping[str, Sequence[Job]]) -> dict[str, list[Result]]:
         row: [read_result(job.evaluated) for job in listed if (job.evaluated / "result.json").is_file()]
         for row, listed in wanted.items()
     }
-    for line in quarantined([result for results in found.values() for result in results]):
-        print(line, file=sys.stderr)
+    warn_of_quarantined([result for results in found.values() for result in results])
     return {row: results for row, results in found.items() if results}
 
 

@@ -6,7 +6,6 @@ the last epoch (the only epoch that per-query results are kept of). Seeds are an
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -21,7 +20,7 @@ from core.rng import Streams
 from core.statistics import DRAWS, holm, identity_weights, paired_bootstrap, sign_flip_p
 from pipeline import cli
 from pipeline.settings import split_name
-from pipeline.table import CEILING, FLOOR, KEY, place, published, quarantined, read_results
+from pipeline.table import CEILING, FLOOR, KEY, place, published, read_results, warn_of_quarantined
 
 NO_CAMERA = "no_cam"  # variant of a baseline whose sampler uses no cameras
 BASELINE = "cluster_contrast"  # of a method whose published.yaml names no other
@@ -74,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parse_args(argv)
     params = cli.read_yaml(options.params)
     results = read_results(params)
-    for line in quarantined(results):
-        print(line, file=sys.stderr)
+    warn_of_quarantined(results)
     table = compare(results)
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "comparison.csv", index=False)

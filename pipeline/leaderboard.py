@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from core.results import Result
 from pipeline import cli
 from pipeline.compare import NOTE as COMPARISON_NOTE
 from pipeline.compare import compare, difference_table, to_baseline
-from pipeline.table import leaderboard, published, quarantined, read_results
+from pipeline.table import leaderboard, published, read_results, warn_of_quarantined
 
 SHOWN = {
     "method": "method",
@@ -71,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parse_args(argv)
     params = cli.read_yaml(options.params)
     results = read_results(params)
-    for line in quarantined(results):
-        print(line, file=sys.stderr)
+    warn_of_quarantined(results)
     table = compared_table(results)
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "leaderboard.csv", index=False)

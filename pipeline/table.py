@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,9 +53,11 @@ def read_results(params: Mapping[str, Any]) -> list[Result]:
     return [read_result(job.evaluated) for job in jobs(params)]
 
 
-def quarantined(results: Sequence[Result]) -> list[str]:
-    """One line per result whose files contradict themselves, for whoever prints the table."""
-    return [f"quarantined: {result.record['reason']}" for result in results if result.record["status"] == "quarantined"]
+def warn_of_quarantined(results: Sequence[Result]) -> None:
+    """Print one line on stderr for each result whose files contradict themselves."""
+    for result in results:
+        if result.record["status"] == "quarantined":
+            print(f"quarantined: {result.record['reason']}", file=sys.stderr)
 
 
 def leaderboard(records: Sequence[dict[str, Any]]) -> pd.DataFrame:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import protocols
 from core.results import METRICS, Result, read_result
 from pipeline import cli, leaderboard
 from pipeline.grid import jobs
-from pipeline.table import KEY, per_seed, published, quarantined
+from pipeline.table import KEY, per_seed, published, warn_of_quarantined
 
 TOLERANCE = 1.0  # points of mAP: what identical seeds of published code differ by
 PUBLISHED_PROFILE = "published"
@@ -38,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--update", action="store_true", help="write the reference from the present results")
     options = arguments.parse_args(argv)
     results = present_results(cli.read_yaml(options.params))
-    for line in quarantined(results):
-        print(line, file=sys.stderr)
+    warn_of_quarantined(results)
     if options.update:
         for file in update(results, options.reference):
             print(f"wrote {file}")

@@ -27,15 +27,17 @@ from methods.spcl.reliability import compact, independence_threshold, independen
 class Settings:
     """specs/baselines.md section 2.
 
-    memory: ``instances``, one row per image that outlives epochs and is clustered instead of fresh features; or
-    ``centroids``, Cluster Contrast's, rebuilt from fresh features each epoch. outliers: un-clustered images are
-    classes of one image and anchors; without, they are left out. independence, compactness: the two criteria an
+    memory: ``instances``, one row per image; or ``centroids``, Cluster Contrast's, rebuilt from fresh features each
+    epoch. recluster_from: ``memory``, the instances' rows outlive the epoch and are clustered instead of features; or
+    ``extract``, they are rebuilt from fresh features each epoch, as centroids always are. outliers: un-clustered images
+    are classes of one image and anchors; without, they are left out. independence, compactness: the two criteria an
     image must meet to stay in its cluster; they compare DBSCAN at eps with eps + gap and eps - gap, and
     ``independence_share`` places the threshold on R_indep among the first epoch's clusters. epsilon: added twice
     inside the released loss, 0 for a plain softmax.
     """
 
     memory: str = "instances"
+    recluster_from: str = "memory"
     temperature: float = 0.05
     momentum: float = 0.2
     outliers: bool = True
@@ -48,6 +50,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.memory not in ("instances", "centroids"):
             raise ValueError(f"settings.memory is instances or centroids, not '{self.memory}'")
+        if self.recluster_from not in ("memory", "extract"):
+            raise ValueError(f"settings.recluster_from is memory or extract, not '{self.recluster_from}'")
         if not 0 <= self.independence_share <= 1:
             raise ValueError(f"settings.independence_share is a share in [0, 1], not {self.independence_share}")
         if self.gap < 0 or self.epsilon < 0:
@@ -72,10 +76,14 @@ class SpCL(Method):
                 "distances and must lie in [0, 1); choose a smaller gap"
             )
 
+    @property
+    def _outlives_epochs(self) -> bool:
+        return self.config.settings.recluster_from == "memory"
+
     def label(self, epoch: int, data: TrainingData) -> Labels:
-        """DBSCAN over the memory (over fresh features where there is none), reduced to its reliable part."""
+        """DBSCAN over the memory (over fresh features where none outlives the epoch), reduced to its reliable part."""
         settings, clustering = self.config.settings, self.config.clustering
-        features = data.features() if self.instances is None else self.instances.rows
+        features = self.instances.rows if self.instances is not None and self._outlives_epochs else data.features()
         with data.timer("jaccard"):
             graph = jaccard_distance(features, clustering.k1, clustering.k2)
         with data.timer("cluster"):
@@ -102,12 +110,12 @@ class SpCL(Method):
         return keep_reliable(ids, keep)
 
     def start_epoch(self, labels: Labels, data: TrainingData, generator: torch.Generator) -> None:
-        """Regroup the memory's rows; they are filled once, before the first epoch, and never extracted again."""
+        """Fill the memory, once for all epochs unless ``recluster_from: extract``, and group its rows anew."""
         settings, classes = self.config.settings, labels.extra["class"]
         if settings.memory == "centroids":
             self.centroids = CentroidMemory.of_clusters(data.features(), classes, settings.momentum)
             return
-        if self.instances is None:
+        if self.instances is None or not self._outlives_epochs:
             self.instances = HybridMemory(data.features(), settings.momentum)
         self.instances.assign(classes)
 
@@ -134,7 +142,8 @@ class SpCL(Method):
 
     def memory_state(self) -> dict[str, Any]:
         """The instance rows and the threshold; classes are formed anew at each epoch's start."""
-        rows = None if self.instances is None else self.instances.rows.clone()
+        kept = self.instances if self._outlives_epochs else None
+        rows = None if kept is None else kept.rows.clone()
         return {"rows": rows, "threshold": self.threshold}
 
     def load_memory_state(self, state: dict[str, Any]) -> None:

@@ -422,6 +422,16 @@ def test_the_memory_is_filled_once_and_clustered_instead_of_fresh_features(peopl
     np.testing.assert_array_equal(begin(fresh, Data(moved)).ids, second.ids)
 
 
+def test_reclustering_from_extraction_forgets_the_rows_of_the_last_epoch(people, generator) -> None:
+    method, data = spcl(recluster_from="extract"), Data(people)
+    first = begin(method, data)
+    method.after_step({"feature": unit(generator, 150, DIM)}, batch_of(np.arange(150), first))
+    assert not torch.equal(method.instances.rows, people)
+    second = begin(method, data, epoch=1)
+    np.testing.assert_array_equal(second.ids, first.ids)
+    torch.testing.assert_close(method.instances.rows, people)
+
+
 def test_the_threshold_is_fixed_by_the_first_epoch_with_clusters(people, generator) -> None:
     method = spcl(gap=0.1)
     strangers = csr_array((np.zeros(40), np.arange(40), np.arange(41)), shape=(40, 40))
@@ -436,18 +446,18 @@ def test_the_threshold_is_fixed_by_the_first_epoch_with_clusters(people, generat
     assert spcl().threshold is None
 
 
-@pytest.mark.parametrize("memory", ["instances", "centroids"])
-def test_a_resumed_run_goes_on_with_the_same_bits(people, generator, memory: str, tmp_path: Path) -> None:
-    method, data = spcl(memory=memory, gap=0.1), Data(people.float())
+@pytest.mark.parametrize("memory", [{}, {"recluster_from": "extract"}, {"memory": "centroids"}])
+def test_a_resumed_run_goes_on_with_the_same_bits(people, generator, memory: dict[str, str], tmp_path: Path) -> None:
+    method, data = spcl(**memory, gap=0.1), Data(people.float())
     labels = begin(method, data)
     method.after_step({"feature": unit(generator, 64, DIM).float()}, batch_of(np.arange(64), labels))
     torch.save(method.memory_state(), tmp_path / "state.pt")
-    resumed = spcl(memory=memory, gap=0.1)
+    resumed = spcl(**memory, gap=0.1)
     resumed.load_memory_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert resumed.threshold == method.threshold
     again, ours = begin(resumed, data, epoch=1), begin(method, data, epoch=1)
     np.testing.assert_array_equal(again.ids, ours.ids)
-    if memory == "instances":
+    if not memory:
         assert torch.equal(resumed.instances.rows, method.instances.rows)
     batch = batch_of(np.arange(0, 200, 7), ours)
     features = {"feature": people.float()[batch.indices]}
@@ -503,6 +513,8 @@ def test_every_profile_keeps_both_clusterings_inside_the_graph(profile: str) -> 
 def test_impossible_settings_are_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match="instances or centroids"):
         Settings(memory="bank")
+    with pytest.raises(ValueError, match="memory or extract"):
+        Settings(recluster_from="images")
     with pytest.raises(ValueError, match="must not be negative"):
         Settings(gap=-0.1)
     with pytest.raises(ValueError, match="independence_share"):

@@ -106,8 +106,9 @@ def resolve_run(
 
     Two layers fit a profile: the method's own ``profiles`` section, and the profile's ``backbones`` section.
 
-    The profile's ``references`` (warm start, supervised bound) come above params.yaml's overrides, which are meant for
-    the methods: ``overrides.schedule.epochs`` must not train the warm start.
+    The profile's ``references`` (warm start, supervised bound), and above them those of its section for the backbone,
+    come above params.yaml's overrides, which are meant for the methods: ``overrides.schedule.epochs`` must not train the
+    warm start.
 
     ``stage`` is ``train`` or ``pretrain`` and picks the profile's patch. Raises ConfigError naming layer and key.
     """
@@ -125,14 +126,17 @@ def resolve_run(
         Patch(f"profiles/{profile}.yaml", profile_settings(profile).get(stage) or {}, paper=False),
         Patch(f"{file} (profiles.{profile})", (written.get("profiles") or {}).get(profile) or {}, paper=False),
     ]
+    fitted = (profile_settings(profile).get("backbones") or {}).get(backbone) or {}
     if backbone:
         patches.append(Patch("--backbone", {"backbone": {"name": backbone}}, paper=False))
-        fitted = (profile_settings(profile).get("backbones") or {}).get(backbone) or {}
         patches.append(Patch(f"profiles/{profile}.yaml (backbones.{backbone})", fitted.get(stage) or {}, paper=False))
     patches.append(Patch("params.yaml (overrides)", params.get("overrides") or {}, paper=False))
     if stage == "train":  # above the overrides: what frames the methods keeps its own schedule and rate
+        file = f"profiles/{profile}.yaml"
         own_patch = (profile_settings(profile).get("references") or {}).get(method) or {}
-        patches.append(Patch(f"profiles/{profile}.yaml (references.{method})", own_patch, paper=False))
+        patches.append(Patch(f"{file} (references.{method})", own_patch, paper=False))
+        own_patch = (fitted.get("references") or {}).get(method) or {}
+        patches.append(Patch(f"{file} (backbones.{backbone}.references.{method})", own_patch, paper=False))
     patches.append(Patch("--set", parse_assignments(assignments), paper=False))
     config = resolve(patches, methods.load(method).Settings)
     return Run(name, method, variant, config.backbone.name, profile, dataset, config)

@@ -106,8 +106,8 @@ def resolve_run(
 
     Two layers fit a profile: the method's own ``profiles`` section, and the profile's ``backbones`` section.
 
-    The profile's ``references`` (warm start, supervised bound), and above them those of its section for the backbone,
-    come above params.yaml's overrides, which are meant for the methods: ``overrides.schedule.epochs`` must not train the
+    The profile's ``references`` (warm start, supervised bound), and then those of its section for the backbone, come
+    above params.yaml's overrides, which are meant for the methods: ``overrides.schedule.epochs`` must not train the
     warm start.
 
     ``stage`` is ``train`` or ``pretrain`` and picks the profile's patch. Raises ConfigError naming layer and key.

@@ -119,24 +119,23 @@ def resolve_run(
     override = (written.get("datasets") or {}).get(split_fold(dataset)[0]) or {}
     named = {**(written.get("variants") or {}), **(written.get("ablations") or {})}
     profile = params.get("profile", "published")
+    shared, chosen = f"profiles/{profile}.yaml", profile_settings(profile)
+    fitted = (chosen.get("backbones") or {}).get(backbone) or {}
     patches = [
         Patch(file, own, paper=True),
         Patch(f"{file} (datasets.{dataset})", override, paper=True),
         Patch(f"{file} (variant {variant})", named.get(variant) or {}, paper=True),
-        Patch(f"profiles/{profile}.yaml", profile_settings(profile).get(stage) or {}, paper=False),
+        Patch(shared, chosen.get(stage) or {}, paper=False),
         Patch(f"{file} (profiles.{profile})", (written.get("profiles") or {}).get(profile) or {}, paper=False),
     ]
-    fitted = (profile_settings(profile).get("backbones") or {}).get(backbone) or {}
     if backbone:
         patches.append(Patch("--backbone", {"backbone": {"name": backbone}}, paper=False))
-        patches.append(Patch(f"profiles/{profile}.yaml (backbones.{backbone})", fitted.get(stage) or {}, paper=False))
+        patches.append(Patch(f"{shared} (backbones.{backbone})", fitted.get(stage) or {}, paper=False))
     patches.append(Patch("params.yaml (overrides)", params.get("overrides") or {}, paper=False))
     if stage == "train":  # above the overrides: what frames the methods keeps its own schedule and rate
-        file = f"profiles/{profile}.yaml"
-        own_patch = (profile_settings(profile).get("references") or {}).get(method) or {}
-        patches.append(Patch(f"{file} (references.{method})", own_patch, paper=False))
-        own_patch = (fitted.get("references") or {}).get(method) or {}
-        patches.append(Patch(f"{file} (backbones.{backbone}.references.{method})", own_patch, paper=False))
+        for place, section in (("", chosen), (f"backbones.{backbone}.", fitted)):
+            reference = (section.get("references") or {}).get(method) or {}
+            patches.append(Patch(f"{shared} ({place}references.{method})", reference, paper=False))
     patches.append(Patch("--set", parse_assignments(assignments), paper=False))
     config = resolve(patches, methods.load(method).Settings)
     return Run(name, method, variant, config.backbone.name, profile, dataset, config)

@@ -32,7 +32,7 @@ bench: $(READY)
 verify: $(READY)
 	python -m pipeline.verify
 
-# Writes the generated parts of README.md (table, pictures) from results/reference.
+# Writes the generated parts of README.md (table, pictures) and of methods/*/README.md from results/reference.
 readme: $(READY)
 	python -m pipeline.readme
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pandas as pd
 import pytest
 
+import methods
 from pipeline.paths import ROOT
-from pipeline.readme import END, START, replace_between
+from pipeline.readme import (
+    END,
+    START,
+    ablation_rows,
+    leaderboard_rows,
+    replace_between,
+    with_leaderboard,
+    with_measured,
+)
 
 TEXT = f"before\n{START.format(name='leaderboard')}\nold\n{END.format(name='leaderboard')}\nafter\n"
 
@@ -24,5 +36,50 @@ def test_a_readme_without_its_markers_is_refused() -> None:
         replace_between("no markers here", "leaderboard", "table")
 
 
-def test_the_project_s_readme_has_the_markers() -> None:
-    replace_between((ROOT / "README.md").read_text(), "leaderboard", "table")
+REFERENCE = ROOT / "results" / "reference"
+SURVEYED = [name for name in methods.available() if (methods.folder(name) / "README.md").is_file()]
+
+
+def test_the_project_s_readme_shows_the_committed_leaderboard() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert with_leaderboard(text, REFERENCE) == text, "results/reference has changed: run `make readme`"
+
+
+@pytest.mark.parametrize("method", SURVEYED)
+def test_a_method_s_readme_shows_its_committed_results(method: str) -> None:
+    text = (methods.folder(method) / "README.md").read_text()
+    assert with_measured(text, method, REFERENCE) == text, "results/reference has changed: run `make readme`"
+
+
+def test_a_method_s_table_holds_its_own_rows_only(tmp_path: Path) -> None:
+    board = pd.DataFrame([board_row("hhcl", 71.26), board_row("jcl", 80.0)])
+    board.to_csv(tmp_path / "leaderboard.csv")
+    markers = f"{START.format(name='measured')}\n{END.format(name='measured')}"
+    text = with_measured(markers, "hhcl", tmp_path)
+    assert "71.3" in text
+    assert "80.0" not in text
+    assert "Nothing yet" in with_measured(markers, "pisl", tmp_path)
+
+
+def test_a_row_without_a_baseline_has_dashes_for_its_difference() -> None:
+    row = {**board_row("cluster_contrast", 70.0), **dict.fromkeys(["difference", "low", "high", "baseline", "verdict"])}
+    line = leaderboard_rows(pd.DataFrame([row])).splitlines()[-1]
+    assert [cell.strip() for cell in line.strip("|").split("|")][-4:] == ["-", "-", "-", "-"]
+
+
+def test_an_ablation_of_one_seed_says_so() -> None:
+    row = {"row": "no_wam", "backbone": "resnet18_half", "seeds": 1, "mAP_mean": 70.0, "mAP_sd": None}
+    row |= {"difference": -1.24, "low": -2.0, "high": 0.5, "verdict": "one seed"}
+    text = ablation_rows(pd.DataFrame([row]))
+    assert "One seed" in text
+    assert "-1.2" in text
+    assert "One seed" not in ablation_rows(pd.DataFrame([{**row, "seeds": 3}]))
+
+
+def board_row(method: str, mean: float) -> dict[str, object]:
+    """What the table of a method reads of a leaderboard row."""
+    return {
+        **{"method": method, "variant": "default", "dataset": "rendered", "profile": "controlled"},
+        **{"backbone": "resnet18_half", "seeds": 3, "mAP_mean": mean, "mAP_sd": 1.0, "gain_over_warm_start": 5.0},
+        **{"baseline": "cluster_contrast", "difference": 1.0, "low": -1.0, "high": 3.0, "verdict": "better"},
+    }

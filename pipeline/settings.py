@@ -11,12 +11,14 @@ from typing import Any
 import yaml
 
 import methods
+from core.backbones.net import BACKBONES
 from core.checkpoint import source_hash
 from core.config import Config, ConfigError, Patch, parse_assignments, resolve
 from datasets import split_fold
 from pipeline.paths import ROOT
 
 SECTIONS = ("datasets", "variants", "ablations", "profiles")
+BACKBONE_SECTIONS = ("train", "pretrain", "references")
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,23 @@ def profile_settings(profile: str) -> dict[str, Any]:
     if profile not in known:
         raise ConfigError(f"no profile is called '{profile}'; known: {', '.join(known)}")
     settings = read_yaml(folder / f"{profile}.yaml")
-    unknown = set(settings) - {"start_from", "train", "pretrain", "references", "backbones"}
-    if unknown:
-        raise ConfigError(f"profiles/{profile}.yaml: unknown keys {sorted(unknown)}")
+    check_profile(settings, f"profiles/{profile}.yaml")
     return settings
+
+
+def check_profile(settings: Mapping[str, Any], file: str) -> None:
+    """Raise ConfigError for a section that nothing would read: a patch's own keys are checked when it is applied."""
+    backbones = settings.get("backbones") or {}
+    sections = [settings, *(section or {} for section in backbones.values())]
+    read = [
+        ("keys", set(settings), {"start_from", *BACKBONE_SECTIONS, "backbones"}),
+        ("backbones", set(backbones), set(BACKBONES)),
+        *(("keys of a backbone", set(section), set(BACKBONE_SECTIONS)) for section in sections[1:]),
+        *(("references", set(section.get("references") or {}), set(methods.available())) for section in sections),
+    ]
+    for what, found, known in read:
+        if found - known:
+            raise ConfigError(f"{file}: unknown {what} {sorted(found - known)}; known: {', '.join(sorted(known))}")
 
 
 def resolve_run(

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.settings import resolve_run
+from core.config import ConfigError
+from pipeline.settings import check_profile, resolve_run
 
 LOUD = {"profile": "controlled", "overrides": {"optimiser": {"lr": 0.5}, "schedule": {"epochs": 3}}}
 
@@ -29,3 +30,23 @@ def test_overrides_change_neither_the_bounds_rate_nor_the_warm_start(backbone: s
 
 def test_the_command_line_is_above_everything() -> None:
     assert resolved("supervised", "vit_tiny6_ics", "optimiser.lr=0.25").optimiser.lr == 0.25
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"trian": {}}, "trian"),
+        ({"references": {"supervisd": {}}}, "supervisd"),
+        ({"backbones": {"vit_tiny6_isc": {}}}, "vit_tiny6_isc"),
+        ({"backbones": {"vit_tiny6_ics": {"trian": {}}}}, "trian"),
+        ({"backbones": {"vit_tiny6_ics": {"references": {"supervisd": {}}}}}, "supervisd"),
+    ],
+)
+def test_a_section_of_a_profile_that_nothing_reads_is_refused(section: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=f"some.yaml.*{told}.*known"):
+        check_profile(section, "some.yaml")
+
+
+def test_no_memory_sees_an_erased_view_in_the_controlled_profile() -> None:
+    for name, backbone in [("spcl", "resnet18_half"), ("pisl", "resnet18_half"), ("vitc_ureid", "vit_tiny6_ics")]:
+        assert resolved(name, backbone).augment.erase_probability == 0

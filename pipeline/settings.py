@@ -68,6 +68,18 @@ def variants(method: str) -> list[str]:
     return list(method_config(method).get("variants") or {"default": {}})
 
 
+def named_patches(written: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Patches of variants and ablation rows by name; both are asked for by the same names.
+
+    Raises ConfigError for a name that stands for two different patches.
+    """
+    variants, rows = (written.get(section) or {} for section in ("variants", "ablations"))
+    twice = sorted(name for name in set(variants) & set(rows) if (variants[name] or {}) != (rows[name] or {}))
+    if twice:
+        raise ConfigError(f"{file}: {twice} are a variant and another ablation row; rename one of the two")
+    return {**variants, **rows}
+
+
 def split_name(name: str) -> tuple[str, str]:
     """``hhcl-paper`` -> (``hhcl``, ``paper``); ``hhcl`` -> its default variant, the first in its config.yaml.
 
@@ -132,7 +144,7 @@ def resolve_run(
     written = method_config(method)
     own = {key: value for key, value in written.items() if key not in SECTIONS}
     override = (written.get("datasets") or {}).get(split_fold(dataset)[0]) or {}
-    named = {**(written.get("variants") or {}), **(written.get("ablations") or {})}
+    named = named_patches(written, file)
     profile = params.get("profile", "published")
     shared, chosen = f"profiles/{profile}.yaml", profile_settings(profile)
     fitted = (chosen.get("backbones") or {}).get(backbone) or {}

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+import methods
 from core.config import ConfigError
-from pipeline.settings import check_profile, resolve_run
+from pipeline.settings import check_profile, method_config, named_patches, resolve_run
 
 LOUD = {"profile": "controlled", "overrides": {"optimiser": {"lr": 0.5}, "schedule": {"epochs": 3}}}
 
@@ -45,6 +46,25 @@ def test_the_command_line_is_above_everything() -> None:
 def test_a_section_of_a_profile_that_nothing_reads_is_refused(section: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=f"some.yaml.*{told}.*known"):
         check_profile(section, "some.yaml")
+
+
+def test_a_name_that_is_a_variant_and_another_row_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rename one of the two"):
+        named_patches({"variants": {"released": {"a": 1}}, "ablations": {"released": {"a": 2}}}, "some.yaml")
+    same = {"variants": {"default": None, "released": {"a": 1}}, "ablations": {"released": {"a": 1}, "none": {}}}
+    assert named_patches(same, "some.yaml") == {"default": None, "released": {"a": 1}, "none": {}}
+
+
+@pytest.mark.parametrize("method", methods.available())
+def test_every_variant_and_row_of_a_method_resolves(method: str) -> None:
+    written = method_config(method)
+    for name in named_patches(written, method):
+        assert resolve_run(f"{method}-{name}", "market1501", {"profile": "published"}).variant == name
+
+
+def test_the_released_selective_contrastive_has_its_camera_penalty_at_test() -> None:
+    config = resolve_run("selective_contrastive-released", "market1501", {"profile": "published"}).config
+    assert (config.settings.memory_mode, config.settings.lambda_c_test) == ("released", 0.05)
 
 
 def test_no_memory_sees_an_erased_view_in_the_controlled_profile() -> None:

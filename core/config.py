@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from core.augment import Augment
+
+SCIENTIFIC = re.compile(r"[+-]?\d+e[+-]?\d+", re.IGNORECASE)  # 3e-4: a word in YAML 1.1, which wants 3.0e-4
 
 
 class ConfigError(ValueError):
@@ -242,6 +245,8 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
             raise ConfigError(f"'{key}' must hold {len(kinds)} values, not {value!r}")
         return tuple(_convert(v, t, f"{key}[{i}]") for i, (v, t) in enumerate(zip(value, kinds, strict=True)))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str) and SCIENTIFIC.fullmatch(value):
         return float(value)
     if isinstance(value, bool) is (kind is bool) and isinstance(value, kind):
         return value

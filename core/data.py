@@ -73,7 +73,7 @@ class Batch:
 
     images: list over views of this rank's normalised (b, 3, H, W) slice. All else covers the full batch of B
     samples on every rank: indices (B,) rows of the training split, targets (B,) pseudo-labels, cameras (B,) where
-    the loss declares them, extra named (B, ...). epoch counts from 0.
+    the loss declares them, extra named (B, ...). epoch counts from 0. part: this rank's rows of the full batch.
     """
 
     images: list[Tensor]
@@ -82,6 +82,7 @@ class Batch:
     cameras: Tensor | None
     extra: dict[str, Tensor]
     epoch: int
+    part: slice = field(default_factory=lambda: slice(None))
 
 
 class TrainingData:

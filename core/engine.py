@@ -245,6 +245,7 @@ class Trainer:
             cameras=None if cameras is None else cameras.to(device),
             extra={name: value[indices].to(device) for name, value in labels.extra.items()},
             epoch=epoch,
+            part=part,
         )
 
     def _record(self, epoch: int, labels: Labels, losses: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 import pickle
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,12 +56,20 @@ TORCHVISION_VIT: KeyMap = (
     (r"\.ln_([12])\.", r".norm\1."),
     (r"\.self_attention\.in_proj_", ".attn.qkv."),
     (r"\.self_attention\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.0\.", ".mlp.fc1."),
-    (r"\.mlp\.3\.", ".mlp.fc2."),
+    (r"\.mlp\.(0|linear_1)\.", ".mlp.fc1."),  # the released file has the names of before torchvision 0.13
+    (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2."),
 )
 POSITIONS = "backbone.pos_embed"
 # Under which training scripts store the tensors; DINO keeps its student as well and releases the teacher.
 CONTAINERS = ("state_dict", "model", "teacher")
+# What training scripts save beside the tensors: their options, and scores as NumPy scalars, of two names by version.
+SCALAR = np.float64(0).__reduce__()[0]
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
+    *((SCALAR, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
+]
 OPTIONAL = ("num_batches_tracked", "sie_embed")  # of a backbone: its tensors a file may lack
 
 
@@ -137,7 +147,7 @@ WEIGHTS = {
                 key_map=WRAPPERS + VIT,
                 licence="not redistributable; ask the authors of LUPerson",
             )
-            for backbone in ("vit_small", "vit_small_ics", "vit_base_ics")
+            for backbone in ("vit_small", "vit_small_ics", "vit_base", "vit_base_ics")
         ),
         Weights(name="suite", source="this suite's warm start"),
     )
@@ -224,9 +234,10 @@ def locate(weights: Weights, path: Path | None, download: bool) -> Path:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by key; only tensors and plain containers are unpickled."""
+    """The tensors of a checkpoint by key; only tensors, plain containers and HARMLESS objects are unpickled."""
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise WeightsError(
             f"{file} is not a checkpoint of tensors ({str(error).splitlines()[0]}); if it comes "

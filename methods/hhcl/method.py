@@ -19,7 +19,8 @@ class Settings:
     """specs/hhcl.md section 5. ``hard_memory``: ``momentum`` (variant A, released) or ``slots`` (variant B, paper).
 
     Variant A: w_hard L_hard + w_mean L_mean; the released code's parentheses make 0.5 and 0.25 of its one weight.
-    Variant B: w_centroid L_c + (1 - w_centroid) L_i, with ``slots`` instances kept per cluster.
+    Variant B: w_centroid L_c + (1 - w_centroid) L_i, with ``slots`` instances kept per cluster: as
+    many as the sampler draws of one (``None``), so that a draw refreshes all of them, or a number.
     """
 
     hard_memory: str = "momentum"
@@ -28,7 +29,7 @@ class Settings:
     w_hard: float = 0.5
     w_mean: float = 0.25
     w_centroid: float = 0.5
-    slots: int = 16
+    slots: int | None = None
 
     def __post_init__(self) -> None:
         if self.hard_memory not in ("momentum", "slots"):
@@ -51,7 +52,8 @@ class HHCL(Method):
         if settings.hard_memory == "momentum":
             self.hard = CentroidMemory.of_clusters(features, ids, settings.momentum, "hardest")
         else:
-            self.hard = SlotMemory.sample(features, ids, settings.slots, generator)
+            slots = settings.slots or self.config.sampler.instances
+            self.hard = SlotMemory.sample(features, ids, slots, generator)
 
     def loss(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The mean memory's cross-entropy and the hard memory's, weighted as the variant has it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from itertools import zip_longest
 
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from core.backbones.vit import VisionTransformer, branch_scales
 from methods.sdft.fusion import Sequences, Tokens, enter, fuse, stripe_features
 
 
-class Trunk(nn.Module):
+class Trunk(nn.Module, ABC):
     """F fusion blocks of S stripes over an embedder, which the method holds and passes in.
 
     parts: whether anybody reads the part features. If not, the last block has no part path: no parameter is left
@@ -39,9 +40,9 @@ class Trunk(nn.Module):
         parts = at_least_float32(stripe_features(tokens, rows)) if self.parts else None
         return at_least_float32(tokens.whole), parts
 
+    @abstractmethod
     def begin(self, embedder: Embedder, images: Tensor) -> tuple[Tensor, Tensor, int, list[Sequences]]:
         """Class token (B, d), patches (B, N, d), rows of their grid, and B_g of each fusion block to come."""
-        raise NotImplementedError
 
     def part_paths(self) -> list[Sequences]:
         """B_p of each fusion block that has one."""

@@ -62,7 +62,7 @@ def stripe_means(feature_map: Tensor, stripes: int) -> Tensor:
 
 
 def standardised(views: Tensor) -> Tensor:
-    """(N, V, d) eval-mode views of all images as the heads' batch norm would give them in training.
+    """(N, V, d) eval-mode views of all images, standardised over them, instead of the heads' batch norm in training.
 
     Its running statistics are still those of initialisation when the banks are filled: a random projection of
     positive pooled values is all but parallel for any two images, and would not compare with trained features.

@@ -8,14 +8,12 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from core.backbones.net import Embedder
 from core.backbones.vit import VisionTransformer
 from core.config import Config, per_epochs
 from core.data import Batch, Labels, Needs, TrainingData
-from core.distributed import World
 from core.losses import cluster_nll
 from core.memory import CentroidMemory, ProxyMemory
 from core.method import Method
@@ -111,7 +109,8 @@ class ViTCUReID(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The feature; with an embedding of cameras, each image enters with its own."""
-        cameras = own_rows(batch.cameras) if self.config.settings.sie_cameras else None
+        embeds = self.config.settings.sie_cameras and batch.cameras is not None
+        cameras = batch.cameras[batch.part] if embeds else None
         return {"feature": self.embedder(batch.images[0], cameras)["feature"]}
 
     def embed(self, images: Tensor, cameras: Tensor | None = None) -> dict[str, Tensor]:
@@ -185,10 +184,3 @@ class ViTCUReID(Method):
             self.clusters.update(output["feature"], batch.targets)
         if settings.uses_proxies:
             self.proxies.update(output["feature"], self.proxies.of_image[batch.indices])
-
-
-def own_rows(cameras: Tensor | None) -> Tensor | None:
-    """The part of a full batch's cameras (B,) that belongs to this process's images."""
-    if cameras is None or not dist.is_initialized():
-        return cameras
-    return cameras[World(dist.get_rank(), dist.get_world_size(), cameras.device).part(len(cameras))]

@@ -67,6 +67,13 @@ def test_an_integer_is_taken_where_a_number_is_wanted() -> None:
     assert isinstance(decay, float)
 
 
+@pytest.mark.parametrize("text", ["3e-4", "3E-4", "+3e-4"])
+def test_a_rate_may_be_written_as_yaml_does_not_know_it(text: str) -> None:
+    assert resolve([above("--set", **parse_assignments([f"optimiser.lr={text}"]))], Settings).optimiser.lr == 3e-4
+    with pytest.raises(ConfigError, match=r"'optimiser\.lr' must be float, not 'fast'"):
+        resolve([above("--set", **parse_assignments(["optimiser.lr=fast"]))], Settings)
+
+
 def test_epoch_counted_settings_keep_their_share_of_a_shorter_run() -> None:
     published = paper(schedule={"epochs": 50, "step": 20})
     config = resolve([published, above(schedule={"epochs": 10})], Settings)

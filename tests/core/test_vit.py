@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -307,11 +309,14 @@ def released(model: VisionTransformer, prefix: str = "") -> dict[str, Tensor]:
     return {prefix + key: value.clone() for key, value in model.state_dict().items()}
 
 
-def test_torchvisions_transformer_computes_the_same_class_token_after_loading(tmp_path) -> None:
+@pytest.mark.parametrize("old_names", [False, True], ids=["as saved now", "as the released file names them"])
+def test_torchvisions_transformer_computes_the_same_class_token_after_loading(old_names, tmp_path) -> None:
     torch.manual_seed(1)
     theirs = torchvision.models.VisionTransformer(64, 16, 3, 3, 24, 96).double().eval()
     state = {key: torch.randn_like(value) / 5 for key, value in theirs.state_dict().items()}
-    theirs.load_state_dict(state)
+    if old_names:
+        state = {key.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): v for key, v in state.items()}
+    theirs.load_state_dict(state)  # torchvision itself reads both
     theirs.heads = torch.nn.Identity()
     model = own(small(image_size=(64, 64))).double().eval()
     entry = find_weights("imagenet", "vit_base")
@@ -338,8 +343,22 @@ def test_the_imagenet_entry_is_torchvisions() -> None:
         lambda model: {"teacher": released(model, "module.backbone.")},
         lambda model: {"state_dict": released(model, "module.") | {"module.bottleneck.running_mean": torch.ones(24)}},
         lambda model: released(model, "base.") | {"classifier.weight": torch.ones(1)},
+        lambda model: {
+            "teacher": released(model, "backbone."),
+            "args": argparse.Namespace(arch="vit_small"),
+            "epoch": 9,
+        },
+        lambda model: {"state_dict": released(model), "best_mAP": np.float64(0.5), "rank1": np.float32(0.6)},
     ],
-    ids=["plain", "dino", "dino under DataParallel", "unsupervised run", "supervised run"],
+    ids=[
+        "plain",
+        "dino",
+        "dino under DataParallel",
+        "unsupervised run",
+        "supervised run",
+        "with options",
+        "with scores",
+    ],
 )
 @pytest.mark.parametrize("entry", ["luperson_vit_small_ics", "checkpoint"])
 def test_checkpoints_of_the_transreid_family_are_read_whole(entry, wrap, tmp_path) -> None:
@@ -355,7 +374,7 @@ def test_checkpoints_of_the_transreid_family_are_read_whole(entry, wrap, tmp_pat
 
 
 def test_luperson_means_the_backbones_own_weights_with_their_normalisation() -> None:
-    for backbone in ("vit_small", "vit_small_ics", "vit_base_ics"):
+    for backbone in ("vit_small", "vit_small_ics", "vit_base", "vit_base_ics"):
         entry = find_weights("luperson", backbone)
         assert entry.name == f"luperson_{backbone}"
         assert entry.mean == entry.std == (0.5, 0.5, 0.5)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.config import Clustering, Config
+from core.config import Clustering, Config, Sampler
 from core.data import Batch, Labels, Needs
 from core.memory import SlotMemory
 from core.timing import PhaseTimer
@@ -75,7 +75,7 @@ def test_the_headline_row_is_the_released_one_and_its_ablation_switches_the_hard
         reduced = resolve_run("hhcl-mean_only", "market1501", {"profile": profile}).config.settings
         assert (reduced.hard_memory, reduced.w_hard, reduced.w_mean) == ("momentum", 0.0, 1.0)
         paper = resolve_run("hhcl-paper", "market1501", {"profile": profile}).config.settings
-        assert (paper.hard_memory, paper.w_centroid, paper.slots) == ("slots", 0.5, 16)
+        assert (paper.hard_memory, paper.w_centroid, paper.slots) == ("slots", 0.5, None)
 
 
 @pytest.mark.parametrize("w_centroid", [0.0, 0.3, 1.0])
@@ -98,6 +98,15 @@ def test_clusters_of_identical_images_fill_their_slots_with_the_centroid_so_both
     method = fill(hhcl(hard_memory="slots", slots=5), unit(generator, CLUSTERS, DIM)[ids], ids)
     terms = method.loss({"feature": unit(generator, 5, DIM)}, batch_of(targets))
     torch.testing.assert_close(terms["hard"], terms["mean"])
+
+
+@pytest.mark.parametrize("instances", [4, 16])
+def test_a_cluster_has_as_many_slots_as_the_sampler_draws_of_it(instances: int, generator) -> None:
+    config = Config(settings=Settings(hard_memory="slots"), sampler=Sampler(instances=instances))
+    ids = torch.arange(CLUSTERS).repeat_interleave(8)
+    method = fill(HHCL(config, torch.nn.Identity(), 1), unit(generator, len(ids), DIM), ids)  # type: ignore[arg-type]
+    assert isinstance(method.hard, SlotMemory)
+    assert method.hard.slots.shape == (CLUSTERS, instances, DIM)
 
 
 def test_slots_are_members_of_their_cluster_drawn_with_replacement_from_the_given_generator(generator) -> None:

@@ -112,9 +112,7 @@ class PISL(Method):
         feature_map = self.embedder.map(batch.images[0])
         embedding = self.embedder.neck(self.embedder.pool(feature_map))
         drawn = self.sdm.draw(len(batch.indices), self.generator)  # of the full batch, on every rank
-        mine = {
-            name: value[self.part_of_batch(len(batch.indices))].to(embedding.device) for name, value in drawn.items()
-        }
+        mine = {name: value[batch.part].to(embedding.device) for name, value in drawn.items()}
         located = self.sdm(feature_map, embedding, mine)
         parts = self._part_features(cut(feature_map, located.pop("weights")))
         return {
@@ -151,7 +149,7 @@ class PISL(Method):
 
     def start_epoch(self, labels: Labels, data: TrainingData, generator: torch.Generator) -> None:
         """Classifier rows become the clusters' mean features; camera proxies are set, and stay for the epoch."""
-        self.generator, self.part_of_batch = generator, data.world.part
+        self.generator = generator
         self.clusters = labels.clusters
         rows = self.classifiers.shape[1]
         if self.clusters > rows:

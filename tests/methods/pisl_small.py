@@ -11,7 +11,6 @@ from core.backbones.net import Embedder
 from core.backbones.pooling import AveragePooling
 from core.config import Backbone, Clustering, Config
 from core.data import Batch, Labels
-from core.distributed import World
 from core.timing import PhaseTimer
 from methods.pisl.diffusion import (
     signal_shares,
@@ -36,15 +35,14 @@ class SmallBackbone(nn.Module):
 
 
 class Data:
-    """Stands in for the training data: eval-mode outputs and cameras, on one of ``size`` processes."""
+    """Stands in for the training data: eval-mode outputs and cameras."""
 
-    def __init__(self, count: int, cameras: np.ndarray | None = None, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, count: int, cameras: np.ndarray | None = None) -> None:
         generator = torch.Generator().manual_seed(5)
         self.outputs = {
             "feature": F.normalize(torch.randn(count, D, generator=generator), dim=1),
             "parts": F.normalize(torch.randn(count, PARTS, D, generator=generator), dim=2),
         }
-        self.world = World(rank, size, torch.device("cpu"))
         self.timer = PhaseTimer()
         self._cameras = cameras
 
@@ -73,9 +71,9 @@ def pisl(bn_groups: int = 1, **settings: object) -> PISL:
     return PISL(config, Embedder(SmallBackbone(), AveragePooling(), D), capacity=48).double()
 
 
-def started(method: PISL, rank: int = 0, size: int = 1) -> PISL:
+def started(method: PISL) -> PISL:
     """The method at the start of an epoch with 48 images, 8 of each cluster, from 4 cameras."""
-    data = Data(48, np.arange(48) % 4, rank, size)
+    data = Data(48, np.arange(48) % 4)
     ids = np.repeat(np.arange(CLUSTERS), 8)
     method.start_epoch(Labels(ids), data, torch.Generator().manual_seed(1))  # type: ignore[arg-type]
     return method.train()

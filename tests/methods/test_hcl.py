@@ -33,7 +33,7 @@ BASELINE = {"hybrid": "cluster", "outliers": "drop", "cluster_memory": "momentum
 
 
 class Data:
-    """Stands in for the training data: features, and how often they were asked for."""
+    """Stands in for the training data: features, how often they were asked for, and three cameras."""
 
     def __init__(self, features: Tensor) -> None:
         self._features, self.asked, self.timer = features, 0, PhaseTimer()
@@ -41,6 +41,10 @@ class Data:
     def features(self) -> Tensor:
         self.asked += 1
         return self._features
+
+    def cameras(self, use: str) -> np.ndarray:
+        assert use == "sampler"
+        return np.arange(len(self._features)) % 3
 
 
 def hcl(clustering: Clustering | None = None, **settings: object) -> HCL:
@@ -364,6 +368,10 @@ def test_the_baseline_row_labels_and_draws_as_cluster_contrast_does(generator) -
         for method in (reduced, baseline):
             method.start_epoch(method.label(epoch, data), data, generator)  # type: ignore[arg-type]
         assert torch.equal(reduced.centroids.rows, baseline.memory.rows)
+        labels = reduced.label(epoch, data)  # type: ignore[arg-type]
+        drawn = [list(method.batches(labels, data, np.random.default_rng(epoch))) for method in (reduced, baseline)]  # type: ignore[arg-type]
+        assert len(drawn[0]) > 0
+        np.testing.assert_array_equal(*drawn)
 
 
 @pytest.mark.parametrize("outliers", ["negative", "drop"])

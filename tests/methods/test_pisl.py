@@ -279,6 +279,58 @@ def test_scd_teaches_the_denoiser_and_neither_the_localisation_net_nor_the_backb
     assert reached == {"denoiser"}
 
 
+def test_the_released_diffusion_cuts_and_compares_noised_parameters_and_detaches_nothing() -> None:
+    """Spec 5.1 and 5.2: x0 = 2 theta0 - 1, theta~ = (clamp(x_t) + 1) / 2, and gradients through all of it."""
+    sdm = pisl(**RELEASED).sdm
+    feature_map = torch.rand(4, D, 8, 4, dtype=torch.float64, requires_grad=True)
+    embedding = torch.rand(4, D, dtype=torch.float64, requires_grad=True)
+    for last in (sdm.denoiser.last, sdm.localisation.last):  # at 0 nothing could pass through them
+        torch.nn.init.normal_(last.weight, std=0.1)
+    drawn = {"t": torch.tensor([3, 3, 400, 400]), "noise": torch.randn(4, 18, dtype=torch.float64) / 3}
+    found = sdm(feature_map, embedding, drawn)
+    theta0 = sdm.localisation(feature_map).flatten(1)
+    share = SHARES[drawn["t"] + 1, None]
+    x_t = share.sqrt() * (2 * theta0 - 1) + (1 - share).sqrt() * drawn["noise"]
+    noised = (x_t.clamp(-1, 1) + 1) / 2
+    torch.testing.assert_close(found["predicted_theta_before"], noised)
+    torch.testing.assert_close(found["theta_before"], theta0)
+    torch.testing.assert_close(found["weights"], patches.affine_weights(noised.view(4, PARTS, 2, 3), 8, 4))
+    for output, source in [("theta_before", feature_map), ("weights", feature_map), ("predicted_noise", embedding)]:
+        (gradient,) = torch.autograd.grad(found[output].square().sum(), source, retain_graph=True)
+        assert gradient.abs().sum() > 0, output
+
+
+def test_the_released_parts_pass_the_shared_neck_in_training_only() -> None:
+    """Spec 2: train GAP -> bnneck -> bnneck_i, extraction GAP -> bnneck_i."""
+    method = pisl(**RELEASED)
+    for place, neck in enumerate([method.embedder.bnneck, *method.part_necks]):
+        torch.nn.init.constant_(neck.weight, 2.0 + place)
+        torch.nn.init.constant_(neck.running_var, 4.0)
+    pooled = torch.randn(6, PARTS, D, dtype=torch.float64)
+
+    def batch_norm(values: Tensor, scale: float) -> Tensor:
+        return scale * (values - values.mean(0)) / (values.var(0, correction=0) + 1e-5).sqrt()
+
+    extracted = torch.stack([(3.0 + p) * pooled[:, p] / math.sqrt(4 + 1e-5) for p in range(PARTS)], dim=1)
+    torch.testing.assert_close(method.eval()._part_features(pooled), extracted)
+    trained = torch.stack([batch_norm(batch_norm(pooled[:, p], 2.0), 3.0 + p) for p in range(PARTS)], dim=1)
+    torch.testing.assert_close(method.train()._part_features(pooled), trained)
+    own_necks = torch.stack([batch_norm(pooled[:, p], 1.0) for p in range(PARTS)], dim=1)
+    torch.testing.assert_close(pisl().train()._part_features(pooled), own_necks)
+
+
+@pytest.mark.parametrize(("settings", "frozen"), [({}, True), (RELEASED, False)], ids=["paper", "released"])
+def test_the_weights_of_the_part_contrast_have_a_gradient_as_released_only(
+    settings: dict[str, object], frozen: bool
+) -> None:
+    method, batch = started(pisl(**settings)), batch_of()
+    parts = torch.randn(8, PARTS, D, dtype=torch.float64, requires_grad=True)
+    output = {**method.forward(batch), "parts": parts}
+    (found,) = torch.autograd.grad(method._scd_loss(output, batch.targets)["contrast"], parts)
+    expected = 0.3 * losses.part_contrast(parts, batch.targets, 0.07, frozen_weights=frozen)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, parts)[0])
+
+
 @pytest.mark.parametrize(
     "settings",
     [{}, {"train_patches": "x0_hat"}, {"sdm": "stn"}, {"sdm": "stripes"}, PPLR, RELEASED, {"shared_neck": True}],

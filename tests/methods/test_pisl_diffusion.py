@@ -103,12 +103,13 @@ def test_ddim_is_the_recurrence_written_out(generator: torch.Generator) -> None:
     torch.testing.assert_close(found, theta)
 
 
-@pytest.mark.parametrize("sees_theta", [True, False])
+@pytest.mark.parametrize(("settings", "sees_theta"), [({}, True), (RELEASED, False)], ids=["paper", "released"])
 def test_the_denoiser_depends_on_theta_and_the_released_one_does_not(
-    generator: torch.Generator, sees_theta: bool
+    generator: torch.Generator, settings: dict[str, object], sees_theta: bool
 ) -> None:
-    torch.manual_seed(0)
-    net = Denoiser(18, D, sees_theta).double()
+    """Property 4, of the method's own denoiser, whose last layer need not start at 0."""
+    net = pisl(**settings).sdm.denoiser
+    nn.init.normal_(net.last.weight)
     theta, embedding, t = normal(generator, 4, 18), normal(generator, 4, D), torch.tensor([0, 10, 500, 999])
     jacobian = torch.autograd.functional.jacobian(lambda x: net(x, embedding, t).sum(0), theta)
     assert bool(jacobian.abs().sum() > 0) is sees_theta
@@ -207,7 +208,7 @@ def test_training_noise_is_drawn_for_the_full_batch_and_each_process_takes_its_p
     for rank in (0, 1):
         batch = batch_of()
         mine = World(rank, 2, torch.device("cpu")).part(8)
-        local = started(pisl(), rank, 2).forward(dataclasses.replace(batch, images=[batch.images[0][mine]]))
+        local = started(pisl()).forward(dataclasses.replace(batch, images=[batch.images[0][mine]], part=mine))
         assert torch.equal(local["noise"], whole["noise"][mine])
 
 

@@ -130,7 +130,15 @@ def test_loss_and_gradient_are_those_of_the_class_means_written_out(generator, e
     loss.backward()
     expected.backward()
     torch.testing.assert_close(ours.grad, literal.grad)
-    assert not memory.rows.requires_grad
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-6])
+def test_no_gradient_reaches_the_memory(generator, epsilon: float) -> None:
+    bank, f = (unit(generator, size, DIM).requires_grad_() for size in (8, 6))
+    hybrid_nll(f, bank, torch.tensor([0, 7, 3, 3, 5, 1]), TAU, epsilon).backward()
+    assert f.grad is not None
+    assert f.grad.abs().sum() > 0
+    assert bank.grad is None
 
 
 def test_with_every_image_its_own_class_it_is_the_plain_softmax_over_instances(generator) -> None:
@@ -432,6 +440,20 @@ def test_reclustering_from_extraction_forgets_the_rows_of_the_last_epoch(people,
     torch.testing.assert_close(method.instances.rows, people)
 
 
+def test_clusters_of_one_image_have_no_part_in_the_threshold() -> None:
+    pairs = np.repeat(np.arange(4), 2)
+    labels, loose = np.r_[pairs, 4, -1, -1, -1], np.r_[pairs, 4, 4, 4, 4]
+    assert reliability.independence_threshold(labels, loose) == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_the_threshold_is_taken_at_the_configured_share(people, monkeypatch, share: float) -> None:
+    asked = []
+    monkeypatch.setattr("methods.spcl.method.independence_threshold", lambda *given: asked.append(given[2]) or 0.5)
+    begin(spcl(gap=0.1, independence_share=share), Data(people))
+    assert asked == [share]
+
+
 def test_the_threshold_is_fixed_by_the_first_epoch_with_clusters(people, generator) -> None:
     method = spcl(gap=0.1)
     strangers = csr_array((np.zeros(40), np.arange(40), np.arange(41)), shape=(40, 40))
@@ -461,6 +483,9 @@ def test_a_resumed_run_goes_on_with_the_same_bits(people, generator, memory: dic
         assert torch.equal(resumed.instances.rows, method.instances.rows)
     batch = batch_of(np.arange(0, 200, 7), ours)
     features = {"feature": people.float()[batch.indices]}
+    assert torch.equal(resumed.loss(features, batch)["contrast"], method.loss(features, batch)["contrast"])
+    for run in (resumed, method):
+        run.after_step({"feature": features["feature"].flip(0)}, batch)
     assert torch.equal(resumed.loss(features, batch)["contrast"], method.loss(features, batch)["contrast"])
 
 

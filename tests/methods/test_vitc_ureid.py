@@ -341,6 +341,17 @@ def test_the_camera_embedding_reaches_training_and_test_and_is_trained() -> None
     assert any(p is made.embedder.backbone.sie_embed for group in made.param_groups() for p in group["params"])
 
 
+def test_a_rank_embeds_its_own_images_with_their_own_cameras() -> None:
+    made = embedded(sie_cameras=5).eval()
+    images = torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(1))
+    cameras = torch.tensor([0, 4, 0, 1])
+    batch = Batch([images[2:]], torch.arange(4), torch.arange(4), cameras, {}, 0, part=slice(2, 4))
+    with torch.no_grad():
+        local = made.forward(batch)["feature"]
+        torch.testing.assert_close(local, made.embed(images[2:], cameras[2:])["feature"])
+        assert not torch.equal(local, made.embed(images[2:], cameras[:2])["feature"])
+
+
 def test_without_a_camera_embedding_no_camera_reaches_the_network() -> None:
     made = embedded().eval()
     images = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(1))

@@ -155,11 +155,12 @@ def wait_for_epoch(cache: Path, epochs: int, process: subprocess.Popen[bytes]) -
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_process_with_two_batch_norm_groups(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["hhcl", "pisl"])  # the second takes its rank's part of what it draws
+def test_two_processes_equal_one_process_with_two_batch_norm_groups(method: str, world: World, tmp_path: Path) -> None:
     double = ["--set", "precision=fp64", "--set", "backbone.bn_groups=2", "--set", "schedule.epochs=1"]
     double += ["--threads", "1", "--set", "extraction_batch=16"]
-    run(world, "hhcl", tmp_path / "one", *double)
-    arguments = world.train_arguments("hhcl", tmp_path / "two", *double)
+    run(world, method, tmp_path / "one", *double)
+    arguments = world.train_arguments(method, tmp_path / "two", *double)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*launcher, "-m", "pipeline.train", *arguments], cwd=paths.ROOT, check=True)
     labels = [np.load(tmp_path / name / "labels.npz")["labels"] for name in ("one", "two")]

@@ -25,6 +25,7 @@ from pipeline.table import leaderboard, warn_of_quarantined
 COLUMNS = [
     *("row", "changes", "dataset", "backbone", "profile", "seeds", "mAP_mean", "mAP_sd", "rank1_mean"),
     *("difference", "low", "high", "p_holm", "probability", "verdict", "images_per_second", "status"),
+    "config_hash",
 ]
 FULL = "full"
 
@@ -96,7 +97,8 @@ def ablation(method: str, rows: Mapping[str, Mapping[str, Any]], found: Mapping[
     lines = []
     for row, results in found.items():
         shown = leaderboard([result.record for result in results]).iloc[0].to_dict()
-        lines.append({**shown, **compared.get(row, {}), "row": row, "changes": changes(rows[row])})
+        made_by = {"row": row, "changes": changes(rows[row]), "config_hash": results[0].record["run"]["config_hash"]}
+        lines.append({**shown, **compared.get(row, {}), **made_by})
     return pd.DataFrame(lines, columns=COLUMNS)
 
 

@@ -18,6 +18,7 @@ from pipeline.readme import (
     with_leaderboard,
     with_measured,
 )
+from pipeline.settings import resolve_run
 
 TEXT = f"before\n{START.format(name='leaderboard')}\nold\n{END.format(name='leaderboard')}\nafter\n"
 
@@ -67,13 +68,25 @@ def test_a_row_without_a_baseline_has_dashes_for_its_difference() -> None:
     assert [cell.strip() for cell in line.strip("|").split("|")][-4:] == ["-", "-", "-", "-"]
 
 
+def ablation_row() -> dict[str, object]:
+    where = {"dataset": "rendered", "profile": "controlled", "backbone": "resnet18_half"}
+    made_by = resolve_run("jcl-no_wam", "rendered", where, backbone="resnet18_half").config.digest()
+    numbers = {"seeds": 1, "mAP_mean": 70.0, "mAP_sd": None, "difference": -1.24, "low": -2.0, "high": 0.5}
+    return {"row": "no_wam", **where, **numbers, "verdict": "one seed", "config_hash": made_by}
+
+
 def test_an_ablation_of_one_seed_says_so() -> None:
-    row = {"row": "no_wam", "backbone": "resnet18_half", "seeds": 1, "mAP_mean": 70.0, "mAP_sd": None}
-    row |= {"difference": -1.24, "low": -2.0, "high": 0.5, "verdict": "one seed"}
-    text = ablation_rows(pd.DataFrame([row]))
+    text = ablation_rows("jcl", pd.DataFrame([ablation_row()]))
     assert "One seed" in text
     assert "-1.2" in text
-    assert "One seed" not in ablation_rows(pd.DataFrame([{**row, "seeds": 3}]))
+    assert "One seed" not in ablation_rows("jcl", pd.DataFrame([{**ablation_row(), "seeds": 3}]))
+
+
+def test_an_ablation_by_other_settings_than_the_checkouts_says_so() -> None:
+    row = ablation_row()
+    assert "earlier settings" not in ablation_rows("jcl", pd.DataFrame([row]))
+    assert "earlier settings" in ablation_rows("jcl", pd.DataFrame([{**row, "config_hash": "0" * 16}]))
+    assert "earlier settings" in ablation_rows("jcl", pd.DataFrame([row]).drop(columns="config_hash"))
 
 
 def board_row(method: str, mean: float) -> dict[str, object]:

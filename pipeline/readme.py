@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def with_leaderboard(text: str, reference: Path) -> str:
     """README.md with the leaderboard of ``reference``, its headings one level down."""
-    table = (reference / "leaderboard.md").read_text()
-    body = table.partition("\n")[2].strip().replace("\n## ", "\n### ").removeprefix("## ")
+    board = (reference / "leaderboard.md").read_text()
+    body = board.partition("\n")[2].strip().replace("\n## ", "\n### ").removeprefix("## ")
     return replace_between(text, "leaderboard", f"### {body}")
 
 
@@ -66,52 +66,60 @@ def with_measured(text: str, method: str, reference: Path) -> str:
 
 def leaderboard_rows(rows: pd.DataFrame) -> str:
     """Markdown of a method's variants on one backbone, against the warm start and the baseline."""
-    shown = pd.DataFrame(
+    against = {
+        "over warm start": [signed(value) for value in rows["gain_over_warm_start"]],
+        "baseline": rows["baseline"].fillna("-"),
+    }
+    return as_markdown(
         {
             "variant": rows["variant"],
             "seeds": rows["seeds"],
-            "mAP": [small(value, ".1f") for value in rows["mAP_mean"]],
-            "sd": [small(value, ".1f") for value in rows["mAP_sd"]],
-            "over warm start": [signed(value) for value in rows["gain_over_warm_start"]],
-            "baseline": rows["baseline"].fillna("-"),
-            "difference": [signed(value) for value in rows["difference"]],
-            "95 % interval": [interval_text(low, high) for low, high in zip(rows["low"], rows["high"], strict=True)],
-            "verdict": rows["verdict"].fillna("-"),
+            **means(rows),
+            **against,
+            **differences(rows, "difference"),
         }
     )
-    return str(shown.to_markdown(index=False, disable_numparse=True))
 
 
 def ablation_rows(method: str, rows: pd.DataFrame) -> str:
     """Markdown of each ablation row's difference to the full method; what a row changes is in the config."""
     seeds = int(rows["seeds"].max())
     notes = " One seed: differences between trained models, not between methods." if seeds == 1 else ""
-    if not is_current(method, rows):
+    if not all(has_these_settings(method, row) for _, row in rows.iterrows()):
         notes += " **Made by earlier settings** than the table above: read the differences, not the numbers."
-    shown = pd.DataFrame(
-        {
-            "row": rows["row"],
-            "mAP": [small(value, ".1f") for value in rows["mAP_mean"]],
-            "sd": [small(value, ".1f") for value in rows["mAP_sd"]],
-            "row - full": [signed(value) for value in rows["difference"]],
-            "95 % interval": [interval_text(low, high) for low, high in zip(rows["low"], rows["high"], strict=True)],
-            "verdict": rows["verdict"].fillna("-"),
-        }
-    )
     title = f"Ablation on {rows['backbone'].iloc[0]}, {seeds} seed{'s' * (seeds > 1)}.{notes}"
-    return f"{title}\n\n{shown.to_markdown(index=False, disable_numparse=True)}"
+    return f"{title}\n\n{as_markdown({'row': rows['row'], **means(rows), **differences(rows, 'row - full')})}"
 
 
-def is_current(method: str, rows: pd.DataFrame) -> bool:
-    """Whether every row was made by the settings of this checkout."""
-    if "config_hash" not in rows:
+def has_these_settings(method: str, row: pd.Series) -> bool:
+    """Whether an ablation row was made by the settings of this checkout; tables of before the hash were not."""
+    if "config_hash" not in row:
         return False
-    return all(
-        made_by == resolve_run(run_name(method, row), dataset, {"profile": profile}, backbone=backbone).config.digest()
-        for row, dataset, profile, backbone, made_by in rows[
-            ["row", "dataset", "profile", "backbone", "config_hash"]
-        ].itertuples(index=False)
-    )
+    profile, name = {"profile": row["profile"]}, run_name(method, row["row"])
+    run = resolve_run(name, row["dataset"], profile, backbone=row["backbone"])
+    return bool(row["config_hash"] == run.config.digest())
+
+
+def means(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """mAP and its sd over seeds."""
+    return {
+        "mAP": [small(value, ".1f") for value in rows["mAP_mean"]],
+        "sd": [small(value, ".1f") for value in rows["mAP_sd"]],
+    }
+
+
+def differences(rows: pd.DataFrame, title: str) -> dict[str, Sequence[str]]:
+    """A difference under ``title``, its interval and verdict."""
+    return {
+        title: [signed(value) for value in rows["difference"]],
+        "95 % interval": [interval_text(low, high) for low, high in zip(rows["low"], rows["high"], strict=True)],
+        "verdict": rows["verdict"].fillna("-"),
+    }
+
+
+def as_markdown(columns: dict[str, Sequence[str]]) -> str:
+    """Markdown of columns by title."""
+    return str(pd.DataFrame(columns).to_markdown(index=False, disable_numparse=True))
 
 
 def replace_between(text: str, name: str, body: str) -> str:

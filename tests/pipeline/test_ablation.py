@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +48,13 @@ def place(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
 
 
 @pytest.fixture
-def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The directory as the working one; child processes find the suite's packages from there."""
     monkeypatch.chdir(place)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return place
+    yield place
+    # The weights of all rows are gigabytes; whether a result is current does not depend on them.
+    shutil.rmtree(place / "results/training")
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def leaderboard(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def setting(line: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a row shares with its warm start."""
+    """What a row shares with its warm start and with the rows it is compared with."""
     return tuple(line[name] for name in ("dataset", "profile", "backbone"))
 
 

@@ -21,9 +21,10 @@ import protocols
 from core.results import METRICS, Result, read_result
 from pipeline import cli, leaderboard
 from pipeline.grid import jobs
-from pipeline.table import KEY, per_seed, published, warn_of_quarantined
+from pipeline.table import KEY, per_seed, published, setting, warn_of_quarantined
 
-TOLERANCE = 1.0  # points of mAP: what identical seeds of published code differ by
+TOLERANCE = 1.0  # points of mAP, at the least: what identical seeds of published code differ by
+STANDARD_ERRORS = 3  # a gate asks about every row at once: at 2 it would fail unchanged code every few times
 PUBLISHED_PROFILE = "published"
 COLUMNS = ["expected_by", *KEY, "selection", "expected", "tolerance", "measured", "seeds", "state", "note"]
 Key = tuple[str, ...]
@@ -117,15 +118,36 @@ def sd(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def tolerance(spread: float | None, seeds: int) -> float:
-    """Points of mAP: twice the spread of one more run about the mean of ``seeds``, and 1.0 at the least."""
-    return TOLERANCE if spread is None else max(TOLERANCE, 2 * spread * math.sqrt(1 + 1 / seeds))
+def tolerance(spread: float, here: int, there: int) -> float:
+    """Points of mAP by which means over ``here`` and ``there`` seeds may differ, one seed scattering by ``spread``."""
+    return max(TOLERANCE, STANDARD_ERRORS * spread * math.sqrt(1 / max(here, 1) + 1 / there))
+
+
+def pooled_spread(rows: Sequence[Sequence[float]]) -> float:
+    """Standard deviation of one seed about its row's mean, over all rows; 0 where no row has two seeds that differ.
+
+    The sd of three seeds lies between a sixth and twice the true one (95 %), so rows that train alike share theirs.
+    Rows without any spread (a warm start, the same weights for every seed) are left out: nothing in them is drawn.
+    """
+    drawn = [values for values in rows if len(values) > 1 and not same(values)]
+    freedom = sum(len(values) - 1 for values in drawn)
+    return math.sqrt(sum((len(v) - 1) * float(np.var(v, ddof=1)) for v in drawn) / freedom) if drawn else 0.0
+
+
+def spread_of(values: Sequence[float], alike: Sequence[Sequence[float]]) -> float:
+    """What one more seed of a row scatters by: its own sd or that of the rows ``alike``, whichever is larger."""
+    return 0.0 if len(values) > 1 and same(values) else max(sd(values) or 0.0, pooled_spread(alike))
+
+
+def same(values: Sequence[float]) -> bool:
+    """Whether all seeds gave one number, but for rounding of the mean."""
+    return max(values) - min(values) < 1e-9
 
 
 def verify(results: Sequence[Result], reference: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row with COLUMNS per reference row and per published number."""
     present = groups(results)
-    rows = [against_reference(row, present) for row in reference]
+    rows = [against_reference(row, reference, present) for row in reference]
     rows += [against_paper(method, entry, present) for method in methods.available() for entry in numbers(method)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -140,13 +162,17 @@ def figure(dataset: str) -> str:
     return protocols.load(dataset).headline if dataset in protocols.available() else "mAP"
 
 
-def against_reference(row: dict[str, Any], present: dict[Key, list[dict[str, Any]]]) -> dict[str, Any]:
+def against_reference(
+    row: dict[str, Any], reference: Sequence[dict[str, Any]], present: dict[Key, list[dict[str, Any]]]
+) -> dict[str, Any]:
     """The last epoch against the reference's; results of other data (another size or world) do not count as run."""
     key, by = tuple(row[name] for name in KEY), "mAP" if "mAP" in row["metrics"] else "rank1"
     expected = row["metrics"][by]
     group = present.get(key, [])
+    alike = [o["metrics"][by]["values"] for o in reference if setting(o) == setting(row) and by in o["metrics"]]
+    spread, seeds = spread_of(expected["values"], alike), len(measured(group, "last", by))
     state = {"expected_by": "reference", **dict(zip(KEY, key, strict=True)), "selection": "last"}
-    state |= {"expected": expected["mean"], "tolerance": tolerance(expected["sd"], len(row["seeds"]))}
+    state |= {"expected": expected["mean"], "tolerance": tolerance(spread, seeds, len(expected["values"]))}
     if group and tested_on(group) != row["tested_on"]:
         return {**state, "state": "not run", "note": "the results are of other data than the reference"}
     changed = any(record["run"]["config_hash"] != row["config_hash"] for record in group)
@@ -163,7 +189,9 @@ def against_paper(method: str, entry: dict[str, Any], present: dict[Key, list[di
     state = {"expected_by": "paper", **dict(zip(KEY, key, strict=True)), "selection": "best_on_test"}
     by = figure(entry["dataset"])
     values = measured(group, "best_on_test", by)
-    state |= {"expected": entry[by], "tolerance": tolerance(sd(values), len(values))}
+    others = [other for other in present.values() if setting(other[0]["run"]) == setting(state)]
+    alike = [measured(other, "best_on_test", by) for other in others]
+    state |= {"expected": entry[by], "tolerance": tolerance(spread_of(values, alike), len(values), 1)}
     return judge(state, group, by)
 
 

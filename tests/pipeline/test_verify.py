@@ -59,10 +59,36 @@ def test_a_difference_beyond_one_point_is_a_state_and_only_below_fails(
     assert verify.main([]) == status
 
 
-def test_the_tolerance_follows_the_spread_of_the_references_seeds() -> None:
-    assert verify.tolerance(None, 1) == 1.0
-    assert verify.tolerance(0.1, 3) == 1.0
-    assert verify.tolerance(2.0, 3) == pytest.approx(4 * math.sqrt(4 / 3))
+def test_the_tolerance_is_three_standard_errors_of_the_difference_of_two_means() -> None:
+    assert verify.tolerance(0.0, 1, 1) == 1.0
+    assert verify.tolerance(0.1, 3, 3) == 1.0
+    assert verify.tolerance(2.0, 1, 3) == pytest.approx(6 * math.sqrt(4 / 3))
+    assert verify.tolerance(2.0, 3, 3) == pytest.approx(6 * math.sqrt(2 / 3))
+
+
+def test_a_rows_spread_is_its_own_or_that_of_the_rows_that_train_alike() -> None:
+    still, calm, wild = [58.6, 58.6, 58.6], [75.5, 76.0, 76.5], [72.0, 76.0, 80.0]
+    pooled = math.sqrt((0.25 + 16.0) / 2)
+    assert verify.pooled_spread([still, calm, wild, [70.0]]) == pytest.approx(pooled)
+    assert verify.spread_of(calm, [still, calm, wild]) == pytest.approx(pooled)
+    assert verify.spread_of(wild, [still, calm, wild]) == pytest.approx(4.0)
+    assert verify.spread_of([70.0], [calm, wild]) == pytest.approx(pooled)
+    assert verify.spread_of(still, [still, calm, wild]) == 0.0, "a warm start is not trained"
+    assert verify.spread_of([], []) == 0.0
+
+
+def test_three_seeds_that_agree_by_chance_do_not_make_the_gate_narrow(here: Path) -> None:
+    for seed, level in enumerate((0.48, 0.50, 0.52)):
+        write("cluster_contrast", level, seed)
+    for seed, level in enumerate((0.601, 0.599, 0.6)):
+        write("hhcl", level, seed)
+    verify.main(["--update"])
+    for seed in (0, 1, 2):
+        write("hhcl", 0.57, seed)
+    assert states()["hhcl"] == "match", "the baseline's seeds scatter by 2 points"
+    for seed in (0, 1, 2):
+        write("hhcl", 0.56, seed)
+    assert states()["hhcl"] == "below"
 
 
 def test_the_reference_holds_every_seed_with_mean_and_sd(here: Path) -> None:
@@ -118,6 +144,19 @@ def test_a_paper_is_compared_by_its_own_selection_rule_with_its_own_settings(
         write("hhcl", 0.6, seed, best=0.695, profile="published")
     assert states("paper") == {"hhcl": "match"}
     assert states()["hhcl"] == "not run"
+
+
+@pytest.mark.parametrize(("profile", "state"), [("published", "match"), ("tiny", "below")])
+def test_one_seed_is_held_to_a_paper_by_the_spread_of_the_rows_of_its_own_setting(
+    here: Path, monkeypatch: pytest.MonkeyPatch, profile: str, state: str
+) -> None:
+    row = {"dataset": "rendered", "variant": "released", "backbone": "resnet18_half", "mAP": 70.0}
+    monkeypatch.setattr(verify, "published", lambda method: {"rows": [row]} if method == "hhcl" else {})
+    for seed, best in enumerate((0.48, 0.50, 0.52)):
+        write("cluster_contrast", 0.4, seed, best=best, profile=profile)
+        (here / f"results/runs/hhcl-rendered-resnet18_half-{seed}/result.json").unlink()
+    write("hhcl", 0.6, 0, best=0.65, profile="published")
+    assert states("paper") == {"hhcl": state}
 
 
 def test_published_numbers_of_datasets_that_are_not_there_are_not_run(here: Path) -> None:

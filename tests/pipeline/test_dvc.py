@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -146,3 +147,12 @@ def test_adding_a_seed_leaves_finished_runs_alone(clone: Clone) -> None:
     table = pd.read_csv(clone.folder / "results/leaderboard.csv")
     assert set(table["seeds"]) == {2}
     assert (table.loc[table["method"] == "warm_start", "mAP_sd"] == 0).all(), "it has no randomness of its own"
+
+
+@pytest.mark.slow
+def test_the_readmes_experiment_reaches_the_settings_of_every_run(clone: Clone) -> None:
+    change = re.search(r"`dvc exp run -S (\S+)`", (ROOT / "README.md").read_text())
+    assert change and change[1].startswith("+overrides.clustering.eps=")
+    clone.dvc("exp", "run", "-S", change[1], "configure")
+    written = json.loads((clone.folder / "results/configs/hhcl-rendered-resnet18_half.json").read_text())
+    assert written["config"]["clustering"]["eps"] == float(change[1].split("=")[1])

@@ -152,7 +152,8 @@ def test_adding_a_seed_leaves_finished_runs_alone(clone: Clone) -> None:
 @pytest.mark.slow
 def test_the_readmes_experiment_reaches_the_settings_of_every_run(clone: Clone) -> None:
     change = re.search(r"`dvc exp run -S (\S+)`", (ROOT / "README.md").read_text())
-    assert change and change[1].startswith("+overrides.clustering.eps=")
+    assert change
+    assert change[1].startswith("+overrides.clustering.eps=")
     clone.dvc("exp", "run", "-S", change[1], "configure")
     written = json.loads((clone.folder / "results/configs/hhcl-rendered-resnet18_half.json").read_text())
     assert written["config"]["clustering"]["eps"] == float(change[1].split("=")[1])

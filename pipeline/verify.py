@@ -140,7 +140,7 @@ def spread_of(values: Sequence[float], alike: Sequence[Sequence[float]]) -> floa
 
 
 def same(values: Sequence[float]) -> bool:
-    """Whether all seeds gave one number, but for rounding of the mean."""
+    """Whether all seeds gave one number, but for rounding."""
     return max(values) - min(values) < 1e-9
 
 

@@ -28,11 +28,7 @@ from methods.pisl.diffusion import (
 from tests.methods.draws import normal
 from tests.methods.pisl_small import PARTS, PPLR, RELEASED, SHARES, D, T, batch_of, pisl, started
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors are small here, and samplers take many steps: a second thread only waits for the first."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Diffusion

@@ -33,11 +33,6 @@ PLAIN = {
 
 
 @pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(5)
-
-
-@pytest.fixture
 def people(generator: torch.Generator) -> Tensor:
     return crowd_and_strangers(generator)
 

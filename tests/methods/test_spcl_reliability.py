@@ -20,11 +20,6 @@ from tests.methods.spcl_small import DIM, Data, M, begin, crowd_and_strangers, s
 
 
 @pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(5)
-
-
-@pytest.fixture
 def people(generator: torch.Generator) -> Tensor:
     return crowd_and_strangers(generator)
 

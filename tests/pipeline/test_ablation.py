@@ -54,7 +54,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     yield place
     # The weights of all rows are gigabytes; whether a result is current does not depend on them.
-    shutil.rmtree(place / "results/training")
+    shutil.rmtree(place / "results/training", ignore_errors=True)
 
 
 @pytest.mark.slow

@@ -38,6 +38,41 @@ def test_memories_and_losses_reach_the_tolerance_in_float32_as_in_training(
     assert parity.compare_file(GOLDEN / f"{kind}.npz").status == "pass"
 
 
+def test_a_training_in_lockstep_agrees_to_the_last_digits_on_one_thread_as_well() -> None:
+    torch.set_num_threads(1)
+    result = parity.compare_file(GOLDEN / "lockstep_hhcl.npz")
+    assert result.status == "pass", result
+    assert result.error is not None
+    assert result.error < 1e-12
+
+
+def test_a_training_with_momentum_0_11_instead_of_0_1_is_refused(tmp_path: Path) -> None:
+    """The control: how far a small mistake moves what the other tests hold to 1e-9."""
+    name = "lockstep_cluster_contrast.npz"
+    with np.load(GOLDEN / name) as data:
+        assert data["momentum"] == 0.1
+    result = parity.compare_file(rewritten(name, tmp_path, momentum=np.float64(0.11)))
+    assert result.status == "FAIL"
+    assert result.error is not None
+    assert result.error > 1e-3
+    assert "loss" in result.remark
+    assert "memory" in result.remark
+
+
+def test_a_lockstep_run_whose_labels_differ_ends_there_and_says_so(tmp_path: Path) -> None:
+    name = "lockstep_spcl.npz"
+    with np.load(GOLDEN / name) as data:
+        eps = data["eps"] - 0.1
+    result = parity.compare_file(rewritten(name, tmp_path, eps=eps))
+    assert result.status == "FAIL"
+    assert result.remark == "labels_0"
+
+
+def test_a_lockstep_file_of_a_method_without_a_driver_is_an_unknown_kind(tmp_path: Path) -> None:
+    (tmp_path / "lockstep_ice.npz").write_bytes((GOLDEN / "lockstep_hhcl.npz").read_bytes())
+    assert parity.compare_file(tmp_path / "lockstep_ice.npz").status == "unknown kind"
+
+
 def test_every_kind_is_covered_by_a_golden_file() -> None:
     stems = [path.stem for path in FILES]
     assert all(any(stem.startswith(kind) for stem in stems) for kind in parity.KINDS)

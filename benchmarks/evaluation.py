@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 
-from core.evaluation import evaluate_features
+from evaluation.ranking import evaluate_features
 
 
 def random_people(

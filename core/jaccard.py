@@ -1,7 +1,7 @@
 """k-reciprocal Jaccard distance, sparse from the neighbour lists to the result.
 
 Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, as the
-clustering methods read it. Re-ranking (`core.rerank`) is made of the same `reciprocal_encoding` and
+clustering methods read it. Re-ranking (`evaluation.rerank`) is made of the same `reciprocal_encoding` and
 `shared_weight`; it differs only in the length of the lists and the scale of the distances.
 """
 

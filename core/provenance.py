@@ -16,10 +16,12 @@ from core.distributed import World
 SOURCES = (
     "core",
     "datasets",
+    "evaluation",
     "methods",
     "pipeline",
     "profiles",
     "protocols",
+    "reports",
     "params.yaml",
     "dvc.yaml",
     "requirements.txt",

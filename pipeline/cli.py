@@ -5,21 +5,63 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.settings import read_yaml
 
 USER_ERROR = 2
 
 
-def parser(module: str, description: str) -> argparse.ArgumentParser:
-    """A parser whose help shows defaults."""
+class Verb(NamedTuple):
+    """An entry point: the module whose ``main`` it is, what it does, and arguments that work."""
+
+    module: str
+    summary: str
+    example: str
+
+
+VERBS = {
+    "prepare": Verb("pipeline.prepare", "write the manifest of a dataset", "--dataset rendered"),
+    "configure": Verb("pipeline.configure", "resolve every run's configuration into a file", ""),
+    "pretrain": Verb("pipeline.pretrain", "make the weights that training starts from", "--dataset rendered"),
+    "train": Verb("pipeline.train", "train one method", "--method hhcl-paper --dataset rendered --seed 0"),
+    "evaluate": Verb("pipeline.evaluate", "test a trained run", "--method hhcl-paper --dataset rendered --seed 0"),
+    "cross_domain": Verb("pipeline.cross_domain", "test every run on every prepared dataset", ""),
+    "sweep": Verb("pipeline.sweep", "run all jobs of params.yaml without DVC", "--jobs 2"),
+    "ablation": Verb("pipeline.ablation", "train and table a method's ablation rows", "--method hhcl --seeds 0 1 2"),
+    "leaderboard": Verb("reports.leaderboard", "write the table of all runs", ""),
+    "compare": Verb("reports.compare", "differences of every two runs, with intervals", ""),
+    "exports": Verb("reports.exports", "the table as CSV, Markdown, LaTeX and JSON", "--selection last"),
+    "verify": Verb("reports.verify", "results against the reference and the papers", ""),
+    "readme": Verb("reports.readme", "write the generated parts of the READMEs", ""),
+}
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the default of an argument that has one, and keeps the lines of description and example."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = action.option_strings and action.default not in (None, False, [], argparse.SUPPRESS)
+        shown = has_default and "default" not in (action.help or "")
+        return f"{action.help or ''} (default: %(default)s)" if shown else action.help
+
+
+def parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """A parser whose help shows defaults where there are any, and an example."""
+    example = f"python -m pipeline {verb} {VERBS[verb].example}".rstrip()
     return argparse.ArgumentParser(
-        prog=f"python -m pipeline.{module}",
+        prog=f"python -m pipeline {verb}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog=f"example: {example}",
+        formatter_class=HelpFormatter,
     )
+
+
+def run_verb(verb: str, argv: Sequence[str] | None = None) -> None:
+    """Run an entry point by its name; the module is imported only now."""
+    run_main(import_module(VERBS[verb].module).main, argv)
 
 
 def add_run_arguments(arguments: argparse.ArgumentParser) -> None:
@@ -59,10 +101,10 @@ def read_params(options: argparse.Namespace) -> dict[str, Any]:
     return params
 
 
-def run_main(main: Callable[[Sequence[str] | None], int]) -> None:
+def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> None:
     """Run an entry point; an error of the user's making is one message on stderr and exit status 2."""
     try:
-        status = main(None)
+        status = main(argv)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = USER_ERROR

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import cli
-from pipeline.grid import runs
+from pipeline.jobs import runs
 from pipeline.pretrain import METHOD as WARM_START
 from pipeline.settings import Run, code_hash, resolve_run
 

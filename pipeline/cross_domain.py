@@ -16,12 +16,12 @@ import torch
 from tqdm import tqdm
 
 import methods
-import protocols
 from core import distributed
 from core.distributed import World
 from core.manifest import Manifest, read_manifest
-from pipeline import cli, paths
-from pipeline.grid import jobs
+from evaluation import protocol as protocols
+from pipeline import cli
+from pipeline.jobs import CACHE, jobs
 from pipeline.scoring import NO_SCORES, TestSplit, load_method, read_record, same_data, shared_people
 
 RUN = ["method", "variant", "backbone", "profile", "trained_on"]
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--trained", type=Path, nargs="+", help=other)
     arguments.add_argument("--data", type=Path, default=Path("data"), help="folder of the prepared datasets")
     arguments.add_argument("--out", type=Path, default=Path("results/cross_domain"), help="folder to write")
-    arguments.add_argument("--cache", type=Path, default=paths.CACHE, help="decoded images")
+    arguments.add_argument("--cache", type=Path, default=CACHE, help="decoded images")
     cli.add_machine_arguments(arguments)
     options = arguments.parse_args(argv)
     params = cli.read_yaml(options.params)

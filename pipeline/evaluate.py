@@ -16,8 +16,8 @@ import torch
 
 from core import distributed
 from core.manifest import read_manifest
-from pipeline import cli, paths
-from pipeline.grid import Job, default_backbone
+from pipeline import cli
+from pipeline.jobs import CACHE, Job, data_folder, default_backbone
 from pipeline.scoring import read_record, same_data, score_run
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments.add_argument("--normalize", action="store_true", help="L2-normalise --features first")
     arguments.add_argument("--out", type=Path, help="folder, or with --features the JSON file to write")
-    arguments.add_argument("--cache", type=Path, default=paths.CACHE, help="decoded images")
+    arguments.add_argument("--cache", type=Path, default=CACHE, help="decoded images")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings file")
     cli.add_machine_arguments(arguments)
     options = arguments.parse_args(argv)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     backbone = options.backbone or default_backbone(options.method, params)
     job = Job(options.method, options.dataset, backbone, options.seed)
     trained = options.trained or job.trained
-    data = options.data or paths.data(options.dataset)
+    data = options.data or data_folder(options.dataset)
     out = options.out or job.evaluated
     manifest = read_manifest(data)
     if options.out is None and not same_data(read_record(trained), manifest):
@@ -99,8 +99,8 @@ def write(out: Path, result: dict[str, Any], per_query: pd.DataFrame | None, cur
 
 def evaluate_features(options: Any) -> int:
     """Rank feature files under a named protocol."""
-    from protocols import load
-    from protocols.run import evaluate_feature_files
+    from evaluation.protocol import load
+    from evaluation.score import evaluate_feature_files
 
     if not options.protocol or not options.out:
         raise ValueError("--features needs --protocol NAME and --out FILE.json")

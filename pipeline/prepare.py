@@ -26,7 +26,8 @@ from datasets.base import (
     instructions,
     listing,
 )
-from pipeline import cli, paths
+from pipeline import cli
+from pipeline.jobs import data_folder
 
 ALLOW = "--allow-unknown-fingerprint"
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, fold = datasets.split_fold(options.dataset)
     dataset = datasets.load(name)
     fold = chosen_fold(dataset, fold if options.fold is None else options.fold)
-    out = options.out or paths.data(f"{name}-{fold}" if dataset.folds > 1 else name)
+    out = options.out or data_folder(f"{name}-{fold}" if dataset.folds > 1 else name)
     if dataset.name == "rendered":
         manifest = draw_rendered(dataset, out, options.size, options.world, options.device)
         status = f"size {options.size}, world {options.world}"

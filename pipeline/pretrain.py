@@ -16,9 +16,12 @@ from core.backbones.weights import Weights, find_weights, load_weights
 from core.config import ConfigError
 from core.manifest import read_manifest
 from core.rng import Streams
-from pipeline import cli, paths, training
-from pipeline.grid import default_backbone
+from pipeline import cli
+from pipeline.assemble import build_method
+from pipeline.initial import Initial, save_initial
+from pipeline.jobs import CACHE, data_folder, default_backbone, initial_folder
 from pipeline.settings import Run, profile_settings, resolve_run
+from pipeline.train import train
 
 METHOD = "supervised-source"
 SEED = 0  # one warm start per backbone: a run's seed varies its own training only
@@ -34,15 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="nothing, imagenet, luperson=FILE, or a checkpoint FILE; default: the profile's",
     )
     arguments.add_argument("--out", type=Path, help="default: initial/DATASET-BACKBONE")
-    arguments.add_argument("--cache", type=Path, default=paths.CACHE, help="images and checkpoints")
+    arguments.add_argument("--cache", type=Path, default=CACHE, help="images and checkpoints")
     options = arguments.parse_args(argv)
 
     params = cli.read_params(options)
     backbone = options.backbone or default_backbone(METHOD, params)
     run = resolve_run(METHOD, options.dataset, params, "pretrain", options.assignments, backbone)
     torch.set_num_threads(options.threads or params["threads"])
-    manifest = read_manifest(options.data or paths.data(options.dataset))
-    out = options.out or paths.initial(options.dataset, run.backbone)
+    manifest = read_manifest(options.data or data_folder(options.dataset))
+    out = options.out or initial_folder(options.dataset, run.backbone)
     start = starting_weights(run, options.start_from, out)
     if not manifest.has("source"):
         if start.weights is None:
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     world = distributed.start(options.device)
     try:
         scratch = out / "pretraining"
-        record = training.train(run, manifest, start, options.seed, scratch, world, options.cache)
+        record = train(run, manifest, start, options.seed, scratch, world, options.cache)
         if record["status"] == "failed":
             raise RuntimeError(f"pre-training failed: {record['reason']}")
         if world.main:
@@ -66,17 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def starting_weights(run: Run, asked: str | None, out: Path) -> training.Initial:
+def starting_weights(run: Run, asked: str | None, out: Path) -> Initial:
     """What pre-training, or training without a source split, starts from; written to ``out`` unless nothing."""
     name = asked or profile_settings(run.profile)["start_from"]
     if name == "nothing":
-        return training.Initial(None, "random", None)
+        return Initial(None, "random", None)
     entry, path = find_start(name, run.backbone)
-    method = training.build_method(run, 1, Streams(SEED), None)
+    method = build_method(run, 1, Streams(SEED), None)
     report = load_weights(method.embedder, entry, path, download=path is None)
     source = entry.source if path is None else f"{entry.source}, {path.name} {report.sha256[:8]}"
-    like = training.Initial(None, source, None, entry.mean, entry.std)
-    return training.save_initial(method.embedder.state_dict(), source, out, like)
+    like = Initial(None, source, None, entry.mean, entry.std)
+    return save_initial(method.embedder.state_dict(), source, out, like)
 
 
 def find_start(name: str, backbone: str) -> tuple[Weights, Path | None]:
@@ -89,7 +92,7 @@ def find_start(name: str, backbone: str) -> tuple[Weights, Path | None]:
     return find_weights("checkpoint", backbone), Path(name)
 
 
-def publish(run: Run, scratch: Path, start: training.Initial, dataset: str, out: Path) -> None:
+def publish(run: Run, scratch: Path, start: Initial, dataset: str, out: Path) -> None:
     """Keep the last epoch's embedder as the initial weights of every run on this dataset."""
     last = max((scratch / "weights").glob("epoch_*.pt"))
     state = torch.load(last, map_location="cpu", weights_only=True)
@@ -98,7 +101,7 @@ def publish(run: Run, scratch: Path, start: training.Initial, dataset: str, out:
     source = f"{dataset} source, labelled"
     if start.weights is not None:
         source += f" (from {start.source})"
-    training.save_initial(embedder, source, out, start)
+    save_initial(embedder, source, out, start)
     for path in (scratch / "weights").glob("epoch_*.pt"):
         path.unlink()
 

@@ -15,25 +15,25 @@ from tqdm import tqdm
 
 import datasets
 import methods
-import protocols
-from core.audit import audit
 from core.config import Patch, resolve
 from core.data import extract
-from core.distances import DistanceBlock, euclidean_blocks
 from core.distributed import World
 from core.engine import autocast
-from core.evaluation import Scores
 from core.images import ImageStore, load_images
 from core.manifest import Manifest
 from core.method import Method
 from core.provenance import provenance
-from core.rerank import Reranked
 from core.rng import Streams
-from core.single_shot import SingleShotScores
-from pipeline import paths
+from evaluation import protocol as protocols
+from evaluation.audit import audit
+from evaluation.distances import DistanceBlock, euclidean_blocks
+from evaluation.ranking import Scores
+from evaluation.rerank import Reranked
+from evaluation.score import score
+from evaluation.single_shot import SingleShotScores
+from pipeline.assemble import build_method, known_cameras
+from pipeline.jobs import ROOT
 from pipeline.settings import Run
-from pipeline.training import build_method, known_cameras
-from protocols.run import score
 
 AnyScores = Scores | SingleShotScores
 NO_SCORES: dict[str, Any] = {
@@ -87,7 +87,7 @@ def score_run(
         "protocol": {key: getattr(protocol, key) for key in ("name", "version", "headline", "folds")},
         "tested_on": {"name": manifest.name, "fingerprint": manifest.fingerprint, **manifest.info},
         "selection": selection,
-        "evaluated_with": provenance(world, paths.ROOT),
+        "evaluated_with": provenance(world, ROOT),
     }
     rows = pd.DataFrame([{"epoch": epoch, **s.summary()} for epoch, s in scores.items()])
     if len(rows):

@@ -15,10 +15,11 @@ from core.backbones.net import BACKBONES
 from core.checkpoint import source_hash
 from core.config import Config, ConfigError, Patch, parse_assignments, resolve
 from datasets import split_fold
-from pipeline.paths import ROOT
+from pipeline.jobs import ROOT
 
 SECTIONS = ("datasets", "variants", "ablations", "profiles")
 BACKBONE_SECTIONS = ("train", "pretrain", "references")
+FULL = "full"  # the ablation row that changes nothing
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,25 @@ def split_name(name: str) -> tuple[str, str]:
         hint = f"did you mean '{near[0]}'?" if near else f"variants: {known}; ablations: {extra}"
         raise ConfigError(f"{method} has no variant '{variant}'; {hint}")
     return method, variant or known[0]
+
+
+def ablation_rows(method: str, asked: Sequence[str] | None) -> dict[str, Mapping[str, Any]]:
+    """Row name -> what it changes, the full method first.
+
+    Raises ConfigError when the method lists no ablations, or not the ones asked for.
+    """
+    known = method_config(method).get("ablations") or {}
+    if not known:
+        raise ConfigError(f"methods/{method}/config.yaml lists no `ablations`")
+    unknown = sorted(set(asked or ()) - set(known))
+    if unknown:
+        raise ConfigError(f"{method} has no ablation rows {unknown}; known: {', '.join(known)}")
+    return {FULL: {}, **{name: patch or {} for name, patch in known.items() if not asked or name in asked}}
+
+
+def row_name(method: str, row: str) -> str:
+    """The run of an ablation row, as `train --method` takes it."""
+    return method if row == FULL else f"{method}-{row}"
 
 
 def profile_settings(profile: str) -> dict[str, Any]:

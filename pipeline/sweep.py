@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from pipeline import cli, paths
-from pipeline.grid import Job, jobs
+from pipeline import cli
+from pipeline.jobs import Job, data_folder, initial_folder, jobs
 from pipeline.settings import code_hash, resolve_run
 
 
@@ -86,17 +86,17 @@ def prepare_missing(wanted: Sequence[Job], params: dict[str, Any], on: Machine) 
     preparing = {}
     for dataset in dict.fromkeys(job.dataset for job in wanted):
         drawn = params["rendered"]
-        if (paths.data(dataset) / "manifest.csv").is_file():
+        if (data_folder(dataset) / "manifest.csv").is_file():
             refuse_other_world(dataset, drawn)
         else:
             rendered = ["--size", str(drawn["size"]), "--world", str(drawn["world"])]
             rendered += ["--device", "cuda" if on.device != "cpu" and torch.cuda.is_available() else "cpu"]
-            place = ["--root", str(params["data_root"]), "--out", str(paths.data(dataset))]
+            place = ["--root", str(params["data_root"]), "--out", str(data_folder(dataset))]
             preparing[f"prepare-{dataset}"] = [Step("prepare", ["--dataset", dataset, *place, *rendered])]
     run_all(preparing, on.parallel)
     starting = {}
     for dataset, backbone in dict.fromkeys((job.dataset, job.backbone) for job in wanted):
-        if not (paths.initial(dataset, backbone) / "initial.json").is_file():
+        if not (initial_folder(dataset, backbone) / "initial.json").is_file():
             where = ["--dataset", dataset, "--backbone", backbone, "--params", str(on.params), "--profile", on.profile]
             starting[f"pretrain-{dataset}-{backbone}"] = [Step("pretrain", [*where, *computing(on)])]
     run_all(starting, on.parallel)
@@ -104,12 +104,13 @@ def prepare_missing(wanted: Sequence[Job], params: dict[str, Any], on: Machine) 
 
 def refuse_other_world(dataset: str, drawn: dict[str, Any]) -> None:
     """Raise ValueError when the prepared `rendered` is not the one that params.yaml asks for."""
-    info = json.loads((paths.data(dataset) / "dataset.json").read_text()).get("info", {})
+    info = json.loads((data_folder(dataset) / "dataset.json").read_text()).get("info", {})
     there = {key: info.get(key) for key in ("size", "world")}
     if dataset == "rendered" and there != dict(drawn):
+        folder = data_folder(dataset)
         raise ValueError(
-            f"{paths.data(dataset)} holds {there}, but params.yaml asks for {dict(drawn)}; to prepare it again, remove "
-            f"{paths.data(dataset)} and initial/{dataset}-*, which were made from it"
+            f"{folder} holds {there}, but params.yaml asks for {dict(drawn)}; to prepare it again, remove "
+            f"{folder} and initial/{dataset}-*, which were made from it"
         )
 
 
@@ -132,8 +133,8 @@ def is_current(job: Job, params: dict[str, Any]) -> bool:
         return False
     record = json.loads(file.read_text())
     run = resolve_run(job.run, job.dataset, params, backbone=job.backbone)
-    data = json.loads((paths.data(job.dataset) / "dataset.json").read_text())
-    initial = json.loads((paths.initial(job.dataset, job.backbone) / "initial.json").read_text())
+    data = json.loads((data_folder(job.dataset) / "dataset.json").read_text())
+    initial = json.loads((initial_folder(job.dataset, job.backbone) / "initial.json").read_text())
     made_by = (record["run"]["config_hash"], record["code"], record["data"]["fingerprint"], record["initial"]["sha256"])
     return made_by == (run.config.digest(), code_hash(run.method), data["fingerprint"], initial["sha256"])
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
+import methods
 from core import distributed
-from core.manifest import read_manifest
-from pipeline import cli, paths, training
-from pipeline.grid import Job, default_backbone
-from pipeline.settings import resolve_run
+from core.checkpoint import Checkpoint
+from core.distributed import World
+from core.engine import Progress, Trainer
+from core.manifest import Manifest, read_manifest
+from core.provenance import provenance
+from core.rng import Streams
+from pipeline import cli
+from pipeline.assemble import build_method, run_key, training_data
+from pipeline.initial import Initial, read_initial
+from pipeline.jobs import CACHE, ROOT, Job, data_folder, default_backbone, initial_folder
+from pipeline.settings import Run, code_hash, resolve_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,19 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--data", type=Path, help="folder of `prepare`; default: data/DATASET")
     arguments.add_argument("--initial", type=Path, help="folder of `pretrain`; default: initial/DATASET-BACKBONE")
     arguments.add_argument("--out", type=Path, help="default: results/training/METHOD-DATASET-BACKBONE-SEED")
-    arguments.add_argument("--cache", type=Path, default=paths.CACHE, help="images and checkpoints")
+    arguments.add_argument("--cache", type=Path, default=CACHE, help="images and checkpoints")
     options = arguments.parse_args(argv)
 
     params = cli.read_params(options)
     backbone = options.backbone or default_backbone(options.method, params)
     run = resolve_run(options.method, options.dataset, params, "train", options.assignments, backbone)
     torch.set_num_threads(options.threads or params["threads"])
-    manifest = read_manifest(options.data or paths.data(options.dataset))
-    initial = training.read_initial(options.initial or paths.initial(options.dataset, run.backbone))
+    manifest = read_manifest(options.data or data_folder(options.dataset))
+    initial = read_initial(options.initial or initial_folder(options.dataset, run.backbone))
     out = options.out or Job(options.method, options.dataset, run.backbone, options.seed).trained
     world = distributed.start(options.device)
     try:
-        record = training.train(run, manifest, initial, options.seed, out, world, options.cache)
+        record = train(run, manifest, initial, options.seed, out, world, options.cache)
     finally:
         distributed.finish(world)
     if world.main:
@@ -42,6 +54,75 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{run.title} on {run.dataset}, seed {options.seed}: {outcome}")
         print(f"  {record['cost']['images_seen']} images in {record['cost']['seconds_total']:.1f} s -> {out}")
     return 0
+
+
+def train(
+    run: Run,
+    manifest: Manifest,
+    initial: Initial,
+    seed: int,
+    out: Path,
+    world: World,
+    cache: Path = CACHE,
+) -> dict[str, Any]:
+    """Train a run, resuming what an interrupted one left, and write ``out``.
+
+    Writes ``weights/epoch_NNN.pt`` every ``eval_every`` epochs and for the last, ``history.csv`` (one row per
+    epoch), ``labels.npz`` (the pseudo-labels of every epoch, for the audit) and ``train.json``. Returns the
+    content of ``train.json``; its ``status`` is ``ok``, or ``failed`` with the reason.
+    """
+    needs = methods.load(run.method).needs(run.config)
+    data, capacity = training_data(run, manifest, needs, initial, world, cache)
+    streams = Streams(seed)
+    method = build_method(run, capacity, streams, initial)
+    checkpoint = Checkpoint(cache / "checkpoints", run_key(run, manifest, needs, initial, seed, world))
+    trainer = Trainer(method, data, run.config, streams, checkpoint, world)
+    progress = trainer.fit()
+    record = {
+        "status": "failed" if progress.failure else "ok",
+        "reason": progress.failure,
+        "run": run.record(),
+        "seed": seed,
+        "capacity": capacity,
+        "needs": {"cameras": sorted(needs.cameras), "identities": needs.identities},
+        "data": {"name": manifest.name, "fingerprint": manifest.fingerprint, **manifest.info},
+        "initial": {"source": initial.source, "sha256": initial.sha256},
+        "input": {"mean": initial.mean, "std": initial.std},
+        "cost": cost(progress),
+        "code": code_hash(run.method),
+        "provenance": provenance(world, ROOT),
+    }
+    if world.main:
+        checkpoint.publish_weights(out / "weights", progress.epoch)
+        _write(out, progress, record)
+        checkpoint.delete()
+    return record
+
+
+def cost(progress: Progress) -> dict[str, Any]:
+    """Seconds per phase, images seen and peak memory of the whole run."""
+    history = pd.DataFrame(progress.history)
+    seconds = {
+        name.removeprefix("seconds_"): round(float(history[name].sum()), 3)
+        for name in history.columns
+        if name.startswith("seconds_")
+    }
+    peaks = {name: int(history[name].max()) for name in history.columns if name.startswith("peak_")}
+    return {
+        "epochs": progress.epoch,
+        "images_seen": progress.images_seen,
+        "seconds": seconds,
+        "seconds_total": round(sum(seconds.values()), 3),
+        **peaks,
+    }
+
+
+def _write(out: Path, progress: Progress, record: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(progress.history).to_csv(out / "history.csv", index=False)
+    labels = [tensor.cpu().numpy() for tensor in progress.labels]
+    np.savez_compressed(out / "labels.npz", labels=np.stack(labels) if labels else np.zeros((0, 0), int))
+    (out / "train.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from pipeline import prepare, pretrain
-from pipeline.grid import default_backbone
-from pipeline.paths import ROOT
+from pipeline.jobs import ROOT, default_backbone
 from pipeline.settings import read_yaml
 
 THREADS = 2

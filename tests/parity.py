@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from core.clustering import dbscan
 from core.config import Config
 from core.data import Batch
-from core.evaluation import evaluate_ranking
 from core.jaccard import jaccard_distance
 from core.memory import CentroidMemory, InstanceMemory, SlotMemory
 from core.method import Method
-from core.rerank import rerank
+from evaluation.ranking import evaluate_ranking
+from evaluation.rerank import rerank
 from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.hhcl.method import HHCL

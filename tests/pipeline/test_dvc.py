@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline.paths import ROOT
-from pipeline.table import COLUMNS
+from pipeline.jobs import ROOT
+from reports.table import COLUMNS
 
 PARAMS = {
     "profile": "tiny",

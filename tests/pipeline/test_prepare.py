@@ -17,7 +17,8 @@ import datasets
 from core.images import UnreadableImages
 from core.manifest import read_manifest
 from datasets.base import Dataset, DatasetError
-from pipeline import paths, prepare
+from pipeline import prepare
+from pipeline.jobs import ROOT
 from tests import trees
 
 ALLOW = "--allow-unknown-fingerprint"
@@ -239,7 +240,7 @@ def test_a_folder_with_files_of_others_is_not_emptied_to_draw(tmp_path: Path) ->
 def test_the_command_prints_one_message_and_exits_with_2_when_it_cannot_go_on(tmp_path: Path) -> None:
     arguments = ["--dataset", "market1501", "--root", str(tmp_path / "none"), "--out", str(tmp_path)]
     command = [sys.executable, "-m", "pipeline.prepare", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: market1501: ")
     assert "Traceback" not in done.stderr

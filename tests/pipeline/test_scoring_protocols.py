@@ -12,17 +12,18 @@ import pandas as pd
 import pytest
 import torch
 
-import protocols
 from core.data import extract
 from core.distributed import start
-from core.evaluation import evaluate_features
 from core.images import ImageStore, load_images
 from core.manifest import Manifest, read_manifest
-from core.results import read_result
-from pipeline import cross_domain, evaluate, exports, leaderboard, prepare, train, verify
-from pipeline.compare import compare
+from evaluation import protocol as protocols
+from evaluation.ranking import evaluate_features
+from pipeline import cross_domain, evaluate, prepare, train
 from pipeline.scoring import load_method, read_record
-from pipeline.table import read_results
+from reports import exports, leaderboard, verify
+from reports.compare import compare
+from reports.record import read_result
+from reports.table import read_results
 from tests import trees
 from tests.conftest import World
 

@@ -17,7 +17,8 @@ import torch
 
 import methods
 from core.manifest import Manifest, read_manifest
-from pipeline import evaluate, paths, train
+from pipeline import evaluate, train
+from pipeline.jobs import ROOT
 from pipeline.settings import variants
 from tests.conftest import World
 
@@ -127,14 +128,14 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(world: World, me
     command = [sys.executable, "-m", "pipeline.train", *arguments]
     kills = 0
     for epochs_before_kill in (1, 2):
-        process = subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         if wait_for_epoch(tmp_path / "cache", epochs_before_kill, process):
             time.sleep(0.3)  # somewhere inside the next epoch
             process.send_signal(signal.SIGKILL)
             kills += process.wait() == -signal.SIGKILL
     assert kills == 2, "the run ended before it could be killed; make it longer"
     assert not (tmp_path / "killed/train.json").exists()
-    subprocess.run(command, cwd=paths.ROOT, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     assert same(weights(tmp_path / "whole", 4), weights(tmp_path / "killed", 4))
     kept = [sorted(os.listdir(tmp_path / name / "weights")) for name in ("whole", "killed")]
     assert kept[0] == kept[1]
@@ -162,7 +163,7 @@ def test_two_processes_equal_one_process_with_two_batch_norm_groups(method: str,
     run(world, method, tmp_path / "one", *double)
     arguments = world.train_arguments(method, tmp_path / "two", *double)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launcher, "-m", "pipeline.train", *arguments], cwd=paths.ROOT, check=True)
+    subprocess.run([*launcher, "-m", "pipeline.train", *arguments], cwd=ROOT, check=True)
     labels = [np.load(tmp_path / name / "labels.npz")["labels"] for name in ("one", "two")]
     np.testing.assert_array_equal(labels[0], labels[1])
     one, two = weights(tmp_path / "one", 1), weights(tmp_path / "two", 1)

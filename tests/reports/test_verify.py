@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import verify
-from tests.pipeline.synthetic import write_params, write_result
+from reports import verify
+from tests.reports.synthetic import write_params, write_result
 
 PEOPLE = np.repeat(np.arange(10), 3)
 RUNS = ["cluster_contrast", "hhcl"]

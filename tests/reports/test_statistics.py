@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from core import statistics
-from core.statistics import holm, paired_bootstrap, sign_flip_p
+from reports import statistics
+from reports.statistics import holm, paired_bootstrap, sign_flip_p
 
 
 def literal_draws(a: np.ndarray, b: np.ndarray, people: np.ndarray, chosen: np.ndarray) -> np.ndarray:

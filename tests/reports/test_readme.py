@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 import methods
-from pipeline.paths import ROOT
-from pipeline.readme import (
+from pipeline.jobs import ROOT
+from pipeline.settings import resolve_run
+from reports.readme import (
     END,
     START,
     ablation_rows,
@@ -18,7 +19,6 @@ from pipeline.readme import (
     with_leaderboard,
     with_measured,
 )
-from pipeline.settings import resolve_run
 
 TEXT = f"before\n{START.format(name='leaderboard')}\nold\n{END.format(name='leaderboard')}\nafter\n"
 

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from core.distances import EvaluationError
-from core.evaluation import evaluate_ranking
-from core.single_shot import SingleShotScores, draw_galleries, evaluate_single_shot
+from evaluation.distances import EvaluationError
+from evaluation.ranking import evaluate_ranking
+from evaluation.single_shot import SingleShotScores, draw_galleries, evaluate_single_shot
 
 
 def world(seed: int, per_person: int, levels: int | None = None) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import datasets
-import protocols
-from core.distances import EvaluationError
-from protocols import Protocol, ProtocolError
-from protocols.run import KEYS, evaluate_feature_file
+from evaluation import protocol as protocols
+from evaluation.distances import EvaluationError
+from evaluation.protocol import Protocol, ProtocolError
+from evaluation.score import KEYS, evaluate_feature_file
 from tests import reference_metrics
 
 MARKET = protocols.load("market1501")

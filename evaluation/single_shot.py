@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from core.distances import DistanceBlock, EvaluationError, checked_block, checked_labels
-from core.evaluation import CHUNK, CMC_RANKS, REPORTED_RANKS
 from core.manifest import UNKNOWN
+from evaluation.distances import DistanceBlock, EvaluationError, checked_block, checked_labels
+from evaluation.ranking import CHUNK, CMC_RANKS, REPORTED_RANKS
 
 
 @dataclass(frozen=True)

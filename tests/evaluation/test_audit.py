@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from core.audit import audit
+from evaluation.audit import audit
 
 LABELS = np.array([0, 0, 0, 1, 1, -1, -1, 2, 2, 2])
 PEOPLE = np.array([7, 7, 8, 8, 8, 8, 9, 9, 9, 9])

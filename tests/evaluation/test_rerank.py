@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.rerank import Reranked, rerank
+from evaluation.rerank import Reranked, rerank
 from tests import reference_jaccard as reference
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("rerank*.npz"))

@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from core.distances import DistanceBlock, EvaluationError, checked_block, checked_labels, euclidean_blocks
 from core.manifest import UNKNOWN
+from evaluation.distances import DistanceBlock, EvaluationError, checked_block, checked_labels, euclidean_blocks
 
 CMC_RANKS = 50
 REPORTED_RANKS = (1, 5, 10, 20)

@@ -1,4 +1,4 @@
-"""The jobs that params.yaml asks for: every run of every backbone kind, on every dataset, with every seed."""
+"""The jobs that params.yaml asks for, and where stages read and write; dvc.yaml names the same places."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.config import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path(".cache")
+
+
+def data_folder(dataset: str) -> Path:
+    """What ``prepare`` writes."""
+    return Path("data") / dataset
+
+
+def initial_folder(dataset: str, backbone: str) -> Path:
+    """What ``pretrain`` writes: the weights that training on the dataset starts from."""
+    return Path("initial") / f"{dataset}-{backbone}"
 
 
 class Job(NamedTuple):

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from core.results import read_result
-from pipeline import compare, evaluate, leaderboard, table, train
-from pipeline.grid import Job
+from pipeline import evaluate, train
+from pipeline.jobs import Job
+from reports import compare, leaderboard, table
+from reports.record import read_result
 from tests.conftest import World
-from tests.pipeline.synthetic import write_params, write_result
+from tests.reports.synthetic import write_params, write_result
 
 PEOPLE = np.repeat(np.arange(40), 4)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import exports, leaderboard
-from tests.pipeline.synthetic import write_params, write_result
+from reports import exports, leaderboard
+from tests.reports.synthetic import write_params, write_result
 
 PEOPLE = np.repeat(np.arange(20), 3)
 LEVELS = {"warm_start": 0.3, "supervised": 0.9, "cluster_contrast": 0.5, "hhcl": 0.6, "hhcl-paper": 0.5}

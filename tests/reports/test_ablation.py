@@ -15,11 +15,11 @@ import yaml
 import methods
 from core.config import ConfigError
 from pipeline import ablation, sweep
-from pipeline.grid import Job, default_backbone, jobs
-from pipeline.paths import ROOT
-from pipeline.settings import method_config
+from pipeline.jobs import ROOT, Job, default_backbone, jobs
+from pipeline.settings import ablation_rows, method_config, row_name
+from reports import ablation as tables
 from tests.conftest import World
-from tests.pipeline.synthetic import write_result
+from tests.reports.synthetic import write_result
 
 ABLATED = [name for name in methods.available() if method_config(name).get("ablations")]
 PARAMS = {
@@ -94,11 +94,9 @@ def test_a_difference_is_paired_by_query_and_seed(
     for seed in (0, 1, 2):
         write_result("hhcl", seed, ap + 0.01 * seed, people)
         write_result("hhcl-hard_only", seed, ap + 0.01 * seed - 0.1, people)
-    rows = ablation.chosen_rows("hhcl", ["hard_only"])
-    wanted = {
-        row: [Job(ablation.run_name("hhcl", row), "rendered", "resnet18_half", s) for s in range(3)] for row in rows
-    }
-    table = ablation.ablation("hhcl", rows, ablation.read_rows(wanted)).set_index("row")
+    rows = ablation_rows("hhcl", ["hard_only"])
+    wanted = {row: [Job(row_name("hhcl", row), "rendered", "resnet18_half", s) for s in range(3)] for row in rows}
+    table = tables.ablation("hhcl", rows, tables.read_rows(wanted)).set_index("row")
     only = table.loc["hard_only"]
     assert only["difference"] == pytest.approx(-10)
     assert only["verdict"] == "worse"
@@ -139,4 +137,4 @@ def test_runs_that_name_no_backbone_kind_are_an_error_that_says_how(runs: object
 
 def test_an_unknown_row_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"no ablation rows \['hardonly'\]; known: mean_only, hard_only"):
-        ablation.chosen_rows("hhcl", ["hardonly"])
+        ablation_rows("hhcl", ["hardonly"])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from core import distances
-from core.distances import EvaluationError, distinct_rows, euclidean_blocks
-from core.evaluation import Scores, drop_junk, evaluate_features, evaluate_ranking
+from evaluation import distances
+from evaluation.distances import EvaluationError, distinct_rows, euclidean_blocks
+from evaluation.ranking import Scores, drop_junk, evaluate_features, evaluate_ranking
 from tests import reference_metrics
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("market_metric_*.npz"))

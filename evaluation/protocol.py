@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent.parent / "protocols"
 # What each field may say. One value means: stated for the reader, and for those who compare
 # protocols.
 CHOICES = {

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 import methods
-from core.results import Result, read_result
-from pipeline.grid import jobs
+from pipeline.jobs import jobs
 from pipeline.settings import read_yaml, variants
+from reports.record import Result, read_result
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 PHASES = ("extract", "label", "memories", "train")

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from core.distances import DistanceBlock, EvaluationError, euclidean_blocks
-from core.evaluation import Scores, drop_junk, evaluate_ranking
 from core.rng import Streams
-from core.single_shot import SingleShotScores, evaluate_single_shot
-from protocols import Protocol
+from evaluation.distances import DistanceBlock, EvaluationError, euclidean_blocks
+from evaluation.protocol import Protocol
+from evaluation.ranking import Scores, drop_junk, evaluate_ranking
+from evaluation.single_shot import SingleShotScores, evaluate_single_shot
 
 SIDES = ("query", "gallery")
 KEYS = tuple(f"{side}_{what}" for what in ("features", "ids", "cameras") for side in SIDES)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import evaluate
-from pipeline.grid import Job
+from pipeline.jobs import Job
 from pipeline.settings import resolve_run
 
 PARAMS = "profile: tiny\ndatasets: [rendered]\nbackbones: {cnn: resnet18_half}\nthreads: 1\n"

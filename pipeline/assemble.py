@@ -1,0 +1,92 @@
+"""How a run is put together: its data as the method may see it, its network, and the key of what it computes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import methods
+from core.backbones.batchnorm import set_bn_groups
+from core.backbones.net import build, seeded_init
+from core.backbones.weights import WEIGHTS, load_weights
+from core.data import Needs, TrainingData
+from core.distributed import World
+from core.images import ImageStore, load_images
+from core.manifest import Manifest, ManifestError
+from core.method import Method
+from core.rng import Streams
+from pipeline.initial import Initial
+from pipeline.settings import Run, code_hash
+
+
+def training_data(
+    run: Run, manifest: Manifest, needs: Needs, initial: Initial, world: World, cache: Path
+) -> tuple[TrainingData, int]:
+    """The training split as the method may see it, and the size of a class head over it."""
+    rows = manifest.split(needs.trains_on)
+    size = run.config.input
+    pixels = load_images(manifest, needs.trains_on, size.height, size.width, cache / "images")
+    cameras = known_cameras(manifest, needs.trains_on, needs) if needs.cameras else None
+    identities = None
+    if needs.identities:
+        identities = np.unique(rows["person_id"].to_numpy(), return_inverse=True)[1]
+    store = ImageStore(pixels, world.device)
+    data = TrainingData(store, needs, world, cameras, identities, initial.mean, initial.std)
+    capacity = len(rows) if identities is None else int(identities.max()) + 1
+    return data, capacity
+
+
+def known_cameras(manifest: Manifest, split: str, needs: Needs) -> np.ndarray:
+    """(N,) camera of each image of a split, numbered 0..n-1 over its domain (train, query and gallery share theirs).
+
+    Raises ManifestError when images of the split have none.
+    """
+    domain = ["source"] if split == "source" else ["train", "query", "gallery"]
+    known = np.unique(manifest.table["camera_id"][manifest.table["split"].isin(domain)])
+    cameras = manifest.split(split)["camera_id"].to_numpy()
+    unknown = int((cameras < 0).sum())
+    if unknown:
+        raise ManifestError(
+            f"the method uses camera labels (for: {', '.join(sorted(needs.cameras))}), but {unknown} of {len(cameras)} "
+            f"{split} images of '{manifest.name}' have none; run a variant without cameras (no_cam) or, where only the "
+            "sampler uses them, --set sampler.uses_camera=false"
+        )
+    return np.searchsorted(known[known >= 0], cameras)
+
+
+def build_method(run: Run, capacity: int, streams: Streams, initial: Initial | None) -> Method:
+    """The method on its backbone, initialised from the ``init`` stream and then from ``initial``."""
+    backbone = run.config.backbone
+    generator = streams.torch("init")
+    embedder = build(backbone.name, backbone.pooling, backbone.bn_groups, generator=generator)
+    with seeded_init(generator):
+        method = methods.load(run.method)(run.config, embedder, capacity)
+    set_bn_groups(method, backbone.bn_groups)
+    if initial is not None and initial.weights is not None:
+        load_weights(method.embedder, WEIGHTS["suite"], initial.weights)
+    method.weights_loaded()
+    return method
+
+
+def run_key(run: Run, manifest: Manifest, needs: Needs, initial: Initial, seed: int, world: World) -> dict[str, Any]:
+    """Everything that decides a run's numbers: two runs with the same key may share a checkpoint."""
+    rows = manifest.split(needs.trains_on)
+    seen = ["path"]
+    seen += ["camera_id"] if needs.cameras else []
+    seen += ["person_id"] if needs.identities else []
+    return {
+        "method": run.method,
+        "config": run.config.as_dict(),
+        "seed": seed,
+        "data": manifest.fingerprint,
+        "rows": hashlib.sha256(rows[seen].to_csv(index=False).encode()).hexdigest(),
+        "initial": initial.sha256,
+        "code": code_hash(run.method),
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "device": world.device.type,
+    }

@@ -1,0 +1,48 @@
+"""The weights that training starts from: what ``pretrain`` writes and ``train`` reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from core.backbones.weights import IMAGENET_MEAN, IMAGENET_STD, weights_sha256
+from core.checkpoint import save_atomically
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Weights that training starts from. ``weights`` None means random initialisation."""
+
+    weights: Path | None
+    source: str
+    sha256: str | None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def write(self, folder: Path) -> None:
+        """Write ``initial.json`` beside the weights."""
+        record = {"source": self.source, "sha256": self.sha256, "mean": self.mean, "std": self.std}
+        (folder / "initial.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_initial(folder: Path) -> Initial:
+    """Read what ``pipeline.pretrain`` wrote; raises FileNotFoundError with the remedy when it is missing."""
+    if not (folder / "initial.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no initial weights; run `python -m pipeline.pretrain --out {folder} ...` first"
+        )
+    record = json.loads((folder / "initial.json").read_text())
+    mean, std = tuple(record["mean"]), tuple(record["std"])
+    return Initial(folder / "weights.pt", record["source"], record["sha256"], mean, std)
+
+
+def save_initial(weights: dict[str, torch.Tensor], initial_source: str, out: Path, like: Initial) -> Initial:
+    """Write embedder weights as the start of other runs."""
+    out.mkdir(parents=True, exist_ok=True)
+    save_atomically(weights, out / "weights.pt")
+    saved = Initial(out / "weights.pt", initial_source, weights_sha256(weights), like.mean, like.std)
+    saved.write(out)
+    return saved

@@ -1,0 +1,1 @@
+"""What tables: records of finished runs, their statistics, tables and pages. No result depends on it."""

@@ -1,0 +1,214 @@
+"""The leaderboard for papers and programs: CSV, Markdown, LaTeX and JSON, all of one table.
+
+`--selection best_on_test` writes the numbers picked on the test split, as papers do, to files of that name; the two
+rules never share a table, and significance marks exist for `last` only, of which per-query results are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from core import distributed
+from core.provenance import provenance
+from evaluation import protocol as protocols
+from pipeline import cli
+from pipeline.jobs import ROOT
+from reports.compare import ALPHA
+from reports.table import CEILING, FLOOR, KEY
+from reports.text import markdown_table, number
+
+GROUP = ["dataset", "profile", "backbone"]
+NUMBERS = {"mAP_mean": "mAP", "rank1_mean": "R1", "rank5_mean": "R5", "rank10_mean": "R10", "mINP_mean": "mINP"}
+DATA_COLUMNS = [
+    *(*KEY, "selection", "seeds", "mAP_mean", "mAP_sd", *list(NUMBERS)[1:], "published_mAP", "published_rank1"),
+    *("camera_use", "fidelity", "initial_weights", "status"),
+    *("baseline", "difference", "low", "high", "p_holm", "probability", "verdict"),
+]
+BEST = ["mAP_best_on_test_mean", "rank1_best_on_test_mean"]  # rank-1 picks the epoch where there is no mAP
+LAST_ONLY = [
+    *("mAP_sd", *list(NUMBERS)[2:]),
+    *("baseline", "difference", "low", "high", "p_holm", "probability", "verdict"),
+]
+RESOLVED, UNRESOLVED = "*", "o"
+ESCAPES = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the four files and print their names."""
+    arguments = cli.parser("exports", __doc__ or "")
+    arguments.add_argument("--table", type=Path, default=Path("results/leaderboard.csv"), help="the table to export")
+    arguments.add_argument("--out", type=Path, default=Path("results/exports"), help="folder to write")
+    arguments.add_argument(
+        "--selection", choices=["last", "best_on_test"], default="last", help="which epoch's numbers"
+    )
+    options = arguments.parse_args(argv)
+    if not options.table.is_file():
+        raise FileNotFoundError(f"{options.table} does not exist; run `python -m pipeline.leaderboard` first")
+    table = choose(pd.read_csv(options.table), options.selection)
+    commit = provenance(distributed.start("cpu"), ROOT)["commit"]
+    made_from = {"table": options.table.as_posix(), "selection": options.selection, "commit": commit}
+    name = "leaderboard" if options.selection == "last" else f"leaderboard_{options.selection}"
+    options.out.mkdir(parents=True, exist_ok=True)
+    for ending, text in render(table, made_from).items():
+        file = options.out / f"{name}.{ending}"
+        file.write_text(text, encoding="utf-8")
+        print(f"wrote {file}")
+    return 0
+
+
+def choose(table: pd.DataFrame, selection: str) -> pd.DataFrame:
+    """DATA_COLUMNS under one selection rule; what the rule has no numbers for is empty.
+
+    Raises ValueError when the table lacks columns or was written by another rule than ``last``.
+    """
+    missing = [name for name in (*DATA_COLUMNS, *BEST) if name not in table]
+    if missing:
+        raise ValueError(f"the table lacks the columns {missing}; write it again with `python -m pipeline.leaderboard`")
+    strange = sorted(set(table["selection"]) - {"last"})
+    if strange:
+        raise ValueError(f"the table holds rows selected by {strange}; export the one that `leaderboard` writes")
+    if selection == "best_on_test":
+        table = table.assign(mAP_mean=table[BEST[0]], rank1_mean=table[BEST[1]], selection=selection)
+        table[LAST_ONLY] = float("nan")
+    return table[DATA_COLUMNS]
+
+
+def render(table: pd.DataFrame, made_from: dict[str, Any]) -> dict[str, str]:
+    """Text of each format by file ending."""
+    source = ", ".join(f"{name} {value}" for name, value in made_from.items())
+    rows = json.loads(table.to_json(orient="records"))
+    return {
+        "csv": table.to_csv(index=False),
+        "json": json.dumps({**made_from, "rows": rows}, indent=2, ensure_ascii=False) + "\n",
+        "md": markdown(table, source),
+        "tex": latex(table, source),
+    }
+
+
+def groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The parts of the table whose rows may stand beside each other, with a title."""
+    parts = table.groupby(GROUP, sort=False)
+    return [(f"{dataset}, profile {profile}, {backbone}", part) for (dataset, profile, backbone), part in parts]
+
+
+def mark(row: pd.Series) -> str:
+    """RESOLVED for a verdict, UNRESOLVED for a small p alone (see MARKS), else nothing."""
+    if row["verdict"] in ("better", "worse"):
+        return RESOLVED
+    return UNRESOLVED if row["p_holm"] <= ALPHA else ""
+
+
+def printed(part: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Text of the numeric cells, and which of them is the best of its column among the methods.
+
+    Warm start and supervised bound are no competitors. Cells that print alike are equally good.
+    """
+    text = pd.DataFrame({name: [number(value) for value in part[name]] for name in NUMBERS}, index=part.index)
+    methods = ~part["method"].isin([FLOOR, CEILING])
+    best = pd.DataFrame(
+        {name: methods & part[name].notna() & (text[name] == number(part[name][methods].max())) for name in NUMBERS}
+    )
+    return text, best
+
+
+def selection_text(part: pd.DataFrame) -> str:
+    """What the caption says about the epoch and the dataset."""
+    last = part["selection"].iloc[0] == "last"
+    best = "Best epoch on the test split (best-on-test): optimistic, and not comparable with last-epoch numbers."
+    return " ".join(["Last epoch." if last else best, *map(sentence, protocols.notices(part["dataset"].iloc[0]))])
+
+
+def sentence(text: str) -> str:
+    """``text`` with a capital and a full stop."""
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def marks_text(part: pd.DataFrame, resolved: str, unresolved: str) -> str:
+    """What the caption says about marks; nothing where there is no comparison."""
+    if part["baseline"].isna().all():
+        return ""
+    return (
+        f" {resolved}: differs from its baseline (Holm-corrected p at most {ALPHA}, 95 % interval over seeds and "
+        f"identities without 0). {unresolved}: small p for the trained models at hand, not resolved over seeds."
+    )
+
+
+def markdown(table: pd.DataFrame, source: str) -> str:
+    """One table per group; best in bold, marks behind the mAP."""
+    sections = [f"<!-- {source} -->", ""]
+    for title, part in groups(table):
+        text, best = printed(part)
+        rows = []
+        for index, row in part.iterrows():
+            cells = {
+                short: f"**{text.at[index, name]}**" if best.at[index, name] else text.at[index, name]
+                for name, short in NUMBERS.items()
+            }
+            cells["mAP"] += {RESOLVED: r"\*", UNRESOLVED: "°", "": ""}[mark(row)]
+            cells["sd"] = number(row["mAP_sd"])
+            names = {name: str(row[name]).replace("|", r"\|") for name in ("method", "variant")}
+            rows.append({**names, "seeds": row["seeds"], **cells, "status": str(row["status"]).replace("|", r"\|")})
+        body = markdown_table(rows)
+        note = selection_text(part) + marks_text(part, r"\*", "°")
+        sections += [f"## {title}", "", note, "", body, ""]
+    return "\n".join(sections)
+
+
+def latex(table: pd.DataFrame, source: str) -> str:
+    """One `table` per group for the booktabs package; best in bold, marks and sd at the mAP."""
+    lines = [f"% {source}", r"% needs \usepackage{booktabs}"]
+    for title, part in groups(table):
+        note = escape(selection_text(part))
+        note += marks_text(part, "$^{*}$", r"$^{\circ}$").replace("%", r"\%")
+        lines += [
+            "",
+            r"\begin{table}",
+            r"\centering",
+            f"\\caption{{{escape(title)}. {note}}}",
+            f"\\begin{{tabular}}{{ll{'r' * len(NUMBERS)}}}",
+            r"\toprule",
+            " & ".join(["Method", "Variant", *NUMBERS.values()]) + r" \\",
+            r"\midrule",
+            *latex_rows(part),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def latex_rows(part: pd.DataFrame) -> list[str]:
+    """Body of one tabular; a row without numbers says why in the place of its mAP."""
+    text, best = printed(part)
+    marks = {RESOLVED: "$^{*}$", UNRESOLVED: r"$^{\circ}$", "": ""}
+    lines = []
+    for index, row in part.iterrows():
+        cells = ["--" if value == "-" else value for value in text.loc[index]]
+        cells = [
+            f"\\textbf{{{value}}}" if best.at[index, name] else value
+            for name, value in zip(NUMBERS, cells, strict=True)
+        ]
+        if not pd.isna(row["mAP_sd"]):
+            cells[0] += f" {{\\scriptsize $\\pm$ {row['mAP_sd']:.1f}}}"
+        numbers = not row[list(NUMBERS)].isna().all()
+        cells[0] = cells[0] + marks[mark(row)] if numbers else escape(row["status"].split()[0])
+        lines.append(" & ".join([escape(row["method"]), escape(row["variant"]), *cells]) + r" \\")
+    return lines
+
+
+def escape(text: str) -> str:
+    """Plain text for LaTeX."""
+    return "".join(ESCAPES.get(sign, sign) for sign in str(text))

@@ -1,0 +1,184 @@
+"""Gather all runs into one table: CSV for machines, Markdown for people, curves as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from evaluation import protocol as protocols
+from pipeline import cli
+from reports.compare import NOTE as COMPARISON_NOTE
+from reports.compare import compare, difference_table, to_baseline
+from reports.record import Result
+from reports.table import leaderboard, published, read_results, warn_of_quarantined
+from reports.text import markdown_table, number
+
+SHOWN = {
+    "method": "method",
+    "variant": "variant",
+    "backbone": "backbone",
+    "seeds": "seeds",
+    "mAP_mean": "mAP",
+    "mAP_sd": "sd",
+    "gain_over_warm_start": "gain",
+    "rank1_mean": "rank-1",
+    "rank5_mean": "rank-5",
+    "mINP_mean": "mINP",
+    "mAP_best_on_test_mean": "mAP best-on-test",
+    "camera_use": "cameras",
+    "fidelity": "fidelity",
+    "initial_weights": "initial weights",
+    "status": "status",
+}
+COST = {
+    "method": "method",
+    "variant": "variant",
+    "backbone": "backbone",
+    "images_seen": "images seen",
+    "images_per_second": "images/s",
+    "seconds_extract": "s extract",
+    "seconds_label": "s label",
+    "seconds_memories": "s memories",
+    "seconds_train": "s train",
+    "minutes": "minutes",
+    "peak_memory_gib": "peak GiB",
+}
+COST_NOTE = (
+    "Mean over seeds of the whole run. images/s: images seen in training per second of the run, labelling included. "
+    "`label`: all between extraction and the memories (Jaccard distance, DBSCAN, what the method adds). Peak memory is "
+    "the device's on CUDA and the process's on the CPU. Timings of runs that shared a machine are upper bounds."
+)
+NOTE = (
+    "mAP, rank-k and mINP in percent, last epoch; sd over seeds. `gain`: mAP above the backbone's warm start. "
+    "`best-on-test` picks the epoch on the test split, as papers do, and is no headline. `cameras`: where the method "
+    "uses camera labels."
+)
+PANELS = {"mAP": "test mAP", "audit_ari": "pseudo-label ARI", "clusters": "clusters"}
+PUBLISHED_NOTE = (
+    "What the papers print for their own data, beside which nothing above may be put: `rendered` is drawn, not "
+    "photographed."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write leaderboard.csv and .md, and print the table."""
+    arguments = cli.parser("leaderboard", __doc__ or "")
+    arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
+    arguments.add_argument("--out", type=Path, default=Path("results"), help="folder to write")
+    options = arguments.parse_args(argv)
+    params = cli.read_yaml(options.params)
+    results = read_results(params)
+    warn_of_quarantined(results)
+    table = compared_table(results)
+    options.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out / "leaderboard.csv", index=False)
+    text = markdown(table)
+    (options.out / "leaderboard.md").write_text(text)
+    draw_curves(params, results, options.out / "curves.png")
+    print(text)
+    return 0
+
+
+def compared_table(results: Sequence[Result]) -> pd.DataFrame:
+    """The leaderboard with every row's difference to its baseline in the last columns."""
+    return to_baseline(leaderboard([result.record for result in results]), compare(results, every_pair=False))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The leaderboard and the published numbers of its methods, one section per dataset and profile."""
+    sections = ["# Leaderboard", ""]
+    for (dataset, profile), part in table.groupby(["dataset", "profile"], sort=False):
+        notices = [f"Notice: {notice}.\n" for notice in protocols.notices(dataset)]
+        sections += [f"## {dataset}, profile {profile}", "", *notices, NOTE, "", main_table(part), ""]
+        compared = part.dropna(subset=["baseline"])
+        if len(compared):
+            title = f"### Differences to the baseline: {dataset}, profile {profile}"
+            sections += [title, "", COMPARISON_NOTE, "", difference_table(named(compared)), ""]
+        sections += [f"### Cost: {dataset}, profile {profile}", "", COST_NOTE, "", cost_table(part), ""]
+    names = list(dict.fromkeys(table["method"]))
+    sections += ["## Published numbers", "", PUBLISHED_NOTE, "", published_table(names), ""]
+    return "\n".join(sections)
+
+
+def main_table(part: pd.DataFrame) -> str:
+    """Markdown of the columns worth reading at a glance."""
+    shown = part[list(SHOWN)].rename(columns=SHOWN)
+    formats = {"mAP": ".1f", "gain": "+.1f", "sd": ".1f", "rank-1": ".1f", "rank-5": ".1f", "mINP": ".1f"}
+    formats |= {"mAP best-on-test": ".1f"}
+    for column, form in formats.items():
+        shown[column] = [number(value, form) for value in shown[column]]
+    shown["fidelity"] = [value if isinstance(value, str) else "reference" for value in shown["fidelity"]]
+    return markdown_table(shown)
+
+
+def cost_table(part: pd.DataFrame) -> str:
+    """Markdown of what each run that trains costs."""
+    shown = part.loc[part["images_seen"] > 0, list(COST)].rename(columns=COST)
+    for column in list(COST.values())[3:]:
+        form = ".0f" if column.startswith(("images", "s ")) else ".1f"
+        shown[column] = [number(value, form) for value in shown[column]]
+    return markdown_table(shown)
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """Leaderboard rows as `compare` names them: A is the row, B its baseline."""
+    titles = [f"{row.method}:{row.variant}@{row.backbone}" for row in table.itertuples()]
+    return table.assign(a=titles, b=table["baseline"])
+
+
+def published_table(names: Sequence[str]) -> str:
+    """Markdown of ``published.yaml`` of the named methods, with where each number was read."""
+    rows = []
+    for name in names:
+        for entry in published(name).get("rows", []):
+            numbers = {k: number(entry.get(k), ".1f") for k in ("mAP", "rank1", "rank5", "rank10")}
+            rows.append(
+                {
+                    "method": name,
+                    "variant": entry["variant"],
+                    "dataset": entry["dataset"],
+                    "backbone": entry["backbone"],
+                    **numbers,
+                    "source": entry["source"],
+                }
+            )
+    return markdown_table(rows) if rows else "None."
+
+
+def draw_curves(params: dict[str, Any], results: Sequence[Result], file: Path) -> None:
+    """Test mAP and pseudo-label quality per epoch: a row of panels per backbone, a line per run (its first seed)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    seed = params["seeds"][0]
+    folds = {result.record["run"]["dataset"]: result.record.get("fold") for result in reversed(results)}
+    shown: dict[str, list[Result]] = {}
+    for result in results:
+        run = result.record["run"]
+        if result.record["seed"] == seed and result.record.get("fold") == folds[run["dataset"]]:
+            shown.setdefault(run["backbone"], []).append(result)
+    figure, rows = pyplot.subplots(len(shown), 3, figsize=(14, 3.8 * len(shown)), squeeze=False, layout="constrained")
+    for axes, (backbone, listed) in zip(rows, shown.items(), strict=True):
+        for colour, result in enumerate(listed):
+            draw_run(axes, result, matplotlib.colormaps["tab20"](colour % 20))
+        for axis, title in zip(axes, PANELS.values(), strict=True):
+            axis.set(title=f"{title}, {backbone}", xlabel="epoch")
+        if axes[0].get_lines():  # a protocol without mAP draws none
+            axes[2].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def draw_run(axes: Sequence[Any], result: Result, colour: Any) -> None:
+    """One run's lines; labels that pair no two images (instance discrimination) have no quality to draw."""
+    curves = pd.read_csv(result.folder / "curves.csv")
+    paired = "audit_pair_recall" in curves and (curves["audit_pair_recall"] > 0).any()
+    for axis, column in zip(axes, PANELS, strict=True):
+        line = curves.dropna(subset=[column]) if column in curves else curves[:0]
+        if len(line) > 1 and (column == "mAP" or paired):
+            axis.plot(line["epoch"], line[column], marker=".", color=colour, label=result.record["run"]["name"])

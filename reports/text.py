@@ -1,0 +1,34 @@
+"""Numbers and names as tables print them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+NONE = "-"
+
+
+def number(value: Any, form: str = ".1f") -> str:
+    """A number in the given format; a dash for what does not exist."""
+    return NONE if pd.isna(value) else format(value, form)
+
+
+def signed(value: Any) -> str:
+    """Points with their sign; a dash for none."""
+    return number(value, "+.1f")
+
+
+def interval(low: Any, high: Any) -> str:
+    """``[-0.3, +1.2]``; a dash for none."""
+    return NONE if pd.isna(low) else f"[{low:+.1f}, {high:+.1f}]"
+
+
+def intervals(table: pd.DataFrame) -> list[str]:
+    """The columns ``low`` and ``high`` of a table as text."""
+    return [interval(low, high) for low, high in zip(table["low"], table["high"], strict=True)]
+
+
+def markdown_table(rows: Any) -> str:
+    """A Markdown table of a frame, or of columns by title; cells are printed as they are."""
+    return str(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))

@@ -22,10 +22,10 @@ from core.backbones.pooling import AveragePooling
 from core.data import Labels, TrainingData
 from core.distributed import World
 from core.engine import Trainer
-from core.evaluation import evaluate_features
 from core.images import ImageStore
 from core.method import Method
 from core.rng import Streams
+from evaluation.ranking import evaluate_features
 from tests.progress import no_bars
 
 Arrays = Mapping[str, np.ndarray]

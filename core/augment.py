@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.errors import UserError
+
 ATTEMPTS = 100  # rectangles tried before random erasing gives up, as in the family's code
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601 weights as torchvision rounds them
 
@@ -44,13 +46,13 @@ class Augment:
         strengths = ("pad", "brightness", "contrast", "saturation", "hue")
         wrong += [name for name in strengths if getattr(self, name) < 0]
         if wrong or self.hue > 0.5:
-            raise ValueError(
+            raise UserError(
                 f"augmentation: {wrong or ['hue']} out of range in {self}; probabilities lie in "
                 "[0, 1], strengths are not negative, and hue is at most 0.5"
             )
         low, high = self.erase_area
         if not 0 < low <= high <= 1 or not 0 < self.erase_aspect <= 1:
-            raise ValueError(
+            raise UserError(
                 f"augmentation: erase_area {self.erase_area} must be ordered shares in (0, 1] and "
                 f"erase_aspect {self.erase_aspect} must lie in (0, 1]"
             )
@@ -82,7 +84,7 @@ def draw(config: Augment, batch: int, height: int, width: int, generator: torch.
 def apply(images: Tensor, params: dict[str, Tensor], mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Augmented and normalised float32 (B, 3, H, W) of uint8 ``images`` of the same shape."""
     if len(images) != len(params["flip"]):
-        raise ValueError(
+        raise UserError(
             f"augmentation parameters for {len(params['flip'])} images cannot be applied to "
             f"{len(images)}; slice both by the same rows"
         )

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from core.augment import Augment
+from core.errors import UserError
 
 SCIENTIFIC = re.compile(r"[+-]?\d+e[+-]?\d+", re.IGNORECASE)  # 3e-4: a word in YAML 1.1, which wants 3.0e-4
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be run: unknown key, wrong type or impossible value."""
 
 
@@ -227,7 +228,12 @@ def _read(cls: type, values: Mapping[str, Any], prefix: str, settings: type) -> 
             arguments[entry.name] = _read(kind, section, f"{prefix}{entry.name}.", settings)
         elif entry.name in values:
             arguments[entry.name] = _convert(values[entry.name], kind, f"{prefix}{entry.name}")
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except ConfigError:
+        raise
+    except ValueError as error:  # what a dataclass's own __post_init__ refuses
+        raise ConfigError(str(error)) from error
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from core.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -43,7 +45,7 @@ def start(device: str) -> World:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda was asked for, but torch sees no CUDA device; use --device cpu")
+        raise UserError("--device cuda was asked for, but torch sees no CUDA device; use --device cpu")
     if device == "cuda":
         repeatable_cuda()
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:

@@ -21,6 +21,7 @@ from core.checkpoint import Checkpoint
 from core.config import Config, Optimiser, Schedule
 from core.data import Batch, Labels, TrainingData, extract
 from core.distributed import World, from_main, gather_outputs, share_buffers, wait
+from core.errors import UserError
 from core.method import Method
 from core.neighbors import NonFiniteFeatures
 from core.rng import Streams
@@ -276,7 +277,7 @@ def wrap(method: Method, world: World) -> nn.Module:
     if world.size == 1:
         return method
     if groups % world.size:
-        raise ValueError(
+        raise UserError(
             f"backbone.bn_groups {groups} cannot be shared out over {world.size} processes: batch-norm statistics "
             f"are per process, so make it a multiple of {world.size}"
         )

@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from core.errors import UserError
 from core.manifest import Manifest
 
 
-class UnreadableImages(ValueError):
+class UnreadableImages(UserError):
     """Images that are missing or cannot be decoded; the message lists every one of them."""
 
     def __init__(self, problems: Sequence[tuple[Path, str]]) -> None:

@@ -17,6 +17,7 @@ import torch
 from scipy.sparse import csc_array, csr_array, vstack
 from torch import Tensor
 
+from core.errors import UserError
 from core.neighbors import as_float_matrix, full_precision, knn
 
 CHUNK_TERMS = 1_000_000  # min() terms expanded at once by each thread, about 20 MB
@@ -41,7 +42,7 @@ def jaccard_distance(
     matrix = as_float_matrix(features)
     count = len(matrix)
     if k1 < 1 or k2 < 1:
-        raise ValueError(f"k1 = {k1} and k2 = {k2} must both be at least 1.")
+        raise UserError(f"k1 = {k1} and k2 = {k2} must both be at least 1.")
     if neighbors is None:
         neighbors = knn(matrix, k1, backend=backend)[1]
     _check_lists(neighbors, count, min(k1, count))
@@ -122,7 +123,7 @@ def _mutual_distance(encoding: csr_array) -> csr_array:
 
 def _check_lists(neighbors: np.ndarray, count: int, length: int) -> None:
     if neighbors.shape[0] != count or neighbors.shape[1] < length:
-        raise ValueError(
+        raise UserError(
             f"neighbors have shape {neighbors.shape}, but {count} images need ({count}, {length}) "
             "or wider; search again with k >= k1."
         )

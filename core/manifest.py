@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from core.errors import UserError
+
 SPLITS = ("source", "train", "query", "gallery", "junk")
 COLUMNS = ("path", "split", "person_id", "camera_id")
 UNKNOWN = -1  # person_id or camera_id of an image whose label the dataset does not have (and of junk)
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError):
     """The manifest is missing, malformed, or does not hold what was asked of it."""
 
 

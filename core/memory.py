@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.errors import UserError
 from core.losses import full_precision, similarities
 
 
@@ -121,7 +122,7 @@ def _group_rows(rows: Tensor, size: int) -> Groups:
     """Group row numbers; a ValueError for one that is no row (-1 would silently hit the last)."""
     groups = group(rows)
     if len(rows) and (groups.keys[0] < 0 or groups.keys[-1] >= size):
-        raise ValueError(
+        raise UserError(
             f"memory update: a bank of {size} rows was given row numbers from "
             f"{int(groups.keys[0])} to {int(groups.keys[-1])}; leave outliers (-1) out of the "
             "batch, and rebuild the memory when the labels change"
@@ -141,9 +142,9 @@ class Memory:
 
     def __init__(self, rows: Tensor, momentum: float, update: str = "sequential") -> None:
         if update not in UPDATES:
-            raise ValueError(f"memory update '{update}' is unknown; choose one of {list(UPDATES)}")
+            raise UserError(f"memory update '{update}' is unknown; choose one of {list(UPDATES)}")
         if not 0 <= momentum <= 1:
-            raise ValueError(f"memory momentum must lie between 0 and 1, got {momentum}")
+            raise UserError(f"memory momentum must lie between 0 and 1, got {momentum}")
         self.rows = unit(full_precision(rows.detach()))
         self.momentum = momentum
         self._update = UPDATES[update]
@@ -167,7 +168,7 @@ class Memory:
         """Restore the rows; a ValueError when they are another memory's."""
         rows = state["rows"]
         if rows.shape != self.rows.shape:
-            raise ValueError(
+            raise UserError(
                 f"memory: the checkpoint holds rows {tuple(rows.shape)}, this run needs "
                 f"{tuple(self.rows.shape)}; it belongs to another dataset or backbone"
             )
@@ -291,7 +292,7 @@ def _group_images(features: Tensor, labels: np.ndarray | Tensor) -> Groups:
     groups = group(labels[members])
     last = int(groups.keys[-1])
     if last != len(groups.keys) - 1:
-        raise ValueError(
+        raise UserError(
             f"labels must be 0..C-1 without gaps, but {len(groups.keys)} clusters go up to {last}; "
             "renumber them after removing clusters"
         )

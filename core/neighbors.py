@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.errors import UserError
+
 BLOCK_ELEMENTS = 2**24  # similarities held at once (64 MB): memory does not grow with N x N
 
 
@@ -35,7 +37,7 @@ def knn(
     bank = as_float_matrix(features)
     probe = bank if queries is None else as_float_matrix(queries).to(bank.device)
     if probe.shape[1] != bank.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"queries have {probe.shape[1]} dimensions, features {bank.shape[1]}; extract both with the same model."
         )
     if k < 1:
@@ -97,10 +99,10 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 def _resolve(backend: str, device: torch.device) -> str:
     if backend not in ("auto", "faiss", "torch"):
-        raise ValueError(f"unknown k-NN backend '{backend}'; choose auto, faiss or torch.")
+        raise UserError(f"unknown k-NN backend '{backend}'; choose auto, faiss or torch.")
     installed = importlib.util.find_spec("faiss") is not None
     if backend == "faiss" and not installed:
-        raise ValueError("backend 'faiss' needs faiss, which is not installed; choose auto.")
+        raise UserError("backend 'faiss' needs faiss, which is not installed; choose auto.")
     if backend == "auto":
         return "faiss" if installed and device.type == "cpu" else "torch"
     return backend

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from core.errors import UserError
+
 
 class Members(NamedTuple):
     """Images by class: images[starts[c] : starts[c] + counts[c]] are those of class c.
@@ -44,7 +46,7 @@ def pk_batches(
     follow until there is one.
     """
     if singleton not in ("fill", "repeat"):
-        raise ValueError(f"singleton must be 'fill' or 'repeat', got '{singleton}'")
+        raise UserError(f"singleton must be 'fill' or 'repeat', got '{singleton}'")
     members = _members(labels)
 
     def draw_pass() -> np.ndarray:

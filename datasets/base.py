@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from core.errors import UserError
 from core.manifest import UNKNOWN
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -23,7 +24,7 @@ MARKET_LAYOUT = {"bounding_box_train": "train", "query": "query", "bounding_box_
 Counts = Mapping[str, Mapping[str, int]]
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """The images on disk are not what the dataset should be; the message says what to do."""
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.errors import UserError
+
 # Up to this many multiply-adds (about a second on two cores) distances are computed in float64;
 # above it, in the precision of the features. Rounding may swap neighbours in a ranking, so
 # exactness is taken where it is cheap.
@@ -18,7 +20,7 @@ DOUBLE_LIMIT = 2**35
 DistanceBlock = Callable[[slice], "np.ndarray | Tensor"]
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """What was given cannot be ranked; the message names the array and the reason."""
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from core.errors import UserError
+
 HERE = Path(__file__).resolve().parent.parent / "protocols"
 # What each field may say. One value means: stated for the reader, and for those who compare
 # protocols.
@@ -28,7 +30,7 @@ CHOICES = {
 }
 
 
-class ProtocolError(ValueError):
+class ProtocolError(UserError):
     """A protocol is unknown or its file is malformed."""
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.errors import UserError
 from core.jaccard import half_size, jaccard_from_shared, reciprocal_encoding, shared_weight
 from core.neighbors import as_float_matrix, full_precision, order_lists, row_blocks
 
@@ -20,7 +21,7 @@ class Reranked:
 
     def __init__(self, query: Tensor, gallery: Tensor, k1: int = 20, k2: int = 6, lambda_value: float = 0.3) -> None:
         if k1 < 1 or k2 < 1:
-            raise ValueError(f"k1 = {k1} and k2 = {k2} must both be at least 1.")
+            raise UserError(f"k1 = {k1} and k2 = {k2} must both be at least 1.")
         self.features = as_float_matrix(torch.cat([query, gallery.to(query.device)]))
         self.queries = len(query)
         self.lambda_value = lambda_value

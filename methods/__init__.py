@@ -7,6 +7,7 @@ import importlib
 import inspect
 from pathlib import Path
 
+from core.errors import UserError
 from core.method import Method
 
 HERE = Path(__file__).parent
@@ -18,11 +19,11 @@ def available() -> list[str]:
 
 
 def folder(name: str) -> Path:
-    """The method's folder; raises ValueError naming the nearest method when there is none."""
+    """The method's folder; raises UserError naming the nearest method when there is none."""
     if name not in available():
         near = difflib.get_close_matches(name, available(), n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(available())}"
-        raise ValueError(f"no method is called '{name}'; {hint}")
+        raise UserError(f"no method is called '{name}'; {hint}")
     return HERE / name
 
 

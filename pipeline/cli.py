@@ -9,6 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from core.errors import UserError
 from pipeline.settings import read_yaml
 
 USER_ERROR = 2
@@ -101,11 +104,27 @@ def read_params(options: argparse.Namespace) -> dict[str, Any]:
     return params
 
 
+def refused(error: OSError) -> str:
+    """What the system refused, about which file."""
+    files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    return f"{files}: {error.strerror}" if files else str(error)
+
+
 def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> None:
-    """Run an entry point; an error of the user's making is one message on stderr and exit status 2."""
+    """Run an entry point; an error of the user's making is one message on stderr and exit status 2.
+
+    What the system refuses (a full disk, a missing permission, memory) is such an error; any other exception is a
+    fault of the program and keeps its traceback.
+    """
     try:
         status = main(argv)
-    except (ValueError, FileNotFoundError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        status = USER_ERROR
+    except OSError as error:
+        print(f"error: {refused(error)}", file=sys.stderr)
+        status = USER_ERROR
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        print(f"error: out of memory: {error}; use fewer --jobs or a smaller batch", file=sys.stderr)
         status = USER_ERROR
     sys.exit(status)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 import methods
 from core import distributed
 from core.distributed import World
+from core.errors import UserError
 from core.manifest import Manifest, read_manifest
 from evaluation import protocol as protocols
 from pipeline import cli
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tests = prepared(options.data)
     if not trained or not tests:
         lacking = "trained run of params.yaml" if not trained else f"dataset with query and gallery in {options.data}"
-        raise FileNotFoundError(f"there is no {lacking}; run `python -m pipeline.train` and `pipeline.prepare` first")
+        raise UserError(f"there is no {lacking}; run `python -m pipeline.train` and `pipeline.prepare` first")
     for folder in missing:
         print(f"left out, not trained: {folder}", file=sys.stderr)
     table = cross_domain(trained, tests, distributed.start(options.device), options.cache)

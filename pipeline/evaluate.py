@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from core import distributed
+from core.errors import UserError
 from core.manifest import read_manifest
 from pipeline import cli
 from pipeline.jobs import CACHE, Job, data_folder, default_backbone
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = options.out or job.evaluated
     manifest = read_manifest(data)
     if options.out is None and not same_data(read_record(trained), manifest):
-        raise ValueError(f"{data} is not what {trained} was trained on; pass --out, a folder for these results")
+        raise UserError(f"{data} is not what {trained} was trained on; pass --out, a folder for these results")
     world = distributed.start(options.device)
     result, per_query, curves = score_run(trained, manifest, world, options.cache, options.rerank)
     write(out, result, per_query, curves)
@@ -103,9 +104,9 @@ def evaluate_features(options: Any) -> int:
     from evaluation.score import evaluate_feature_files
 
     if not options.protocol or not options.out:
-        raise ValueError("--features needs --protocol NAME and --out FILE.json")
+        raise UserError("--features needs --protocol NAME and --out FILE.json")
     if options.out.is_dir():
-        raise ValueError(f"{options.out} is a folder; with --features, --out names the JSON file to write")
+        raise UserError(f"{options.out} is a folder; with --features, --out names the JSON file to write")
     protocol = load(options.protocol)
     summary, per_query = evaluate_feature_files(protocol, options.features, options.normalize)
     options.out.parent.mkdir(parents=True, exist_ok=True)

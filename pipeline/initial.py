@@ -10,6 +10,7 @@ import torch
 
 from core.backbones.weights import IMAGENET_MEAN, IMAGENET_STD, weights_sha256
 from core.checkpoint import save_atomically
+from core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Initial:
 
 
 def read_initial(folder: Path) -> Initial:
-    """Read what ``pipeline.pretrain`` wrote; raises FileNotFoundError with the remedy when it is missing."""
+    """Read what ``pipeline.pretrain`` wrote; raises UserError with the remedy when it is missing."""
     if not (folder / "initial.json").is_file():
-        raise FileNotFoundError(
+        raise UserError(
             f"{folder} holds no initial weights; run `python -m pipeline.pretrain --out {folder} ...` first"
         )
     record = json.loads((folder / "initial.json").read_text())

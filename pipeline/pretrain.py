@@ -14,6 +14,7 @@ import torch
 from core import distributed
 from core.backbones.weights import Weights, find_weights, load_weights
 from core.config import ConfigError
+from core.errors import UserError
 from core.manifest import read_manifest
 from core.rng import Streams
 from pipeline import cli
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scratch = out / "pretraining"
         record = train(run, manifest, start, options.seed, scratch, world, options.cache)
         if record["status"] == "failed":
-            raise RuntimeError(f"pre-training failed: {record['reason']}")
+            raise UserError(f"pre-training failed: {record['reason']}")
         if world.main:
             publish(run, scratch, start, manifest.name, out)
             print(f"warm start of {run.backbone} on {manifest.name} source -> {out}")

@@ -19,6 +19,7 @@ from core.config import Patch, resolve
 from core.data import extract
 from core.distributed import World
 from core.engine import autocast
+from core.errors import UserError
 from core.images import ImageStore, load_images
 from core.manifest import Manifest
 from core.method import Method
@@ -53,14 +54,14 @@ def score_run(
     labelled as such), the per-query table of the last epoch (None for a failed run) and one row per epoch of
     training curves: losses, clusters, the audit against ground truth, and test scores where weights were kept.
 
-    Raises FileNotFoundError when the run is not there, and ValueError when the dataset cannot test it.
+    Raises UserError when the run is not there or the dataset cannot test it.
     """
     record = read_record(trained)
     if reason := shared_people(record, manifest):
-        raise ValueError(f"{trained} cannot be tested on {manifest.name}: {reason}")
+        raise UserError(f"{trained} cannot be tested on {manifest.name}: {reason}")
     protocol = protocols.of_dataset(manifest.name)
     if rerank and protocol.gallery_shot != "all":
-        raise ValueError(f"--rerank needs the whole gallery, and {protocol.name} draws one image per person")
+        raise UserError(f"--rerank needs the whole gallery, and {protocol.name} draws one image per person")
     run, method = load_method(record)
     curves = read_history(trained)
     if same_data(record, manifest):
@@ -106,9 +107,9 @@ def select(scores: Mapping[int, AnyScores], headline: str) -> dict[str, dict[str
 
 
 def read_record(trained: Path) -> dict[str, Any]:
-    """What training wrote of a run; raises FileNotFoundError when the run is not there."""
+    """What training wrote of a run; raises UserError when the run is not there."""
     if not (trained / "train.json").is_file():
-        raise FileNotFoundError(f"{trained} holds no trained run; run `python -m pipeline.train` first")
+        raise UserError(f"{trained} holds no trained run; run `python -m pipeline.train` first")
     record: dict[str, Any] = json.loads((trained / "train.json").read_text())
     return record
 

@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from core.errors import UserError
 from pipeline import cli
 from pipeline.jobs import Job, data_folder, initial_folder, jobs
 from pipeline.settings import code_hash, resolve_run
 
 
-class JobsFailed(ValueError):
+class JobsFailed(UserError):
     """Some jobs ended with an error; the message names them and their logs."""
 
 
@@ -108,7 +109,7 @@ def refuse_other_world(dataset: str, drawn: dict[str, Any]) -> None:
     there = {key: info.get(key) for key in ("size", "world")}
     if dataset == "rendered" and there != dict(drawn):
         folder = data_folder(dataset)
-        raise ValueError(
+        raise UserError(
             f"{folder} holds {there}, but params.yaml asks for {dict(drawn)}; to prepare it again, remove "
             f"{folder} and initial/{dataset}-*, which were made from it"
         )

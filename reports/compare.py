@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from core.errors import UserError
 from core.rng import Streams
 from pipeline import cli
 from pipeline.settings import split_name
@@ -108,7 +109,7 @@ def compare(results: Sequence[Result], every_pair: bool = True) -> pd.DataFrame:
 def cells(results: Sequence[Result]) -> list[Cell]:
     """Usable results by leaderboard row, in its order; a row without any is left out.
 
-    Raises ValueError when a row holds a seed twice, which would count as evidence twice.
+    Raises UserError when a row holds a seed twice, which would count as evidence twice.
     """
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
@@ -119,7 +120,7 @@ def cells(results: Sequence[Result]) -> list[Cell]:
         seeds = [(result.record["seed"], result.record.get("fold")) for result in cell.results]
         if len(set(seeds)) < len(seeds):
             names = sorted({result.record["run"]["name"] for result in cell.results})
-            raise ValueError(f"the same seed of the same run is listed twice in params.yaml: {names}, seeds {seeds}")
+            raise UserError(f"the same seed of the same run is listed twice in params.yaml: {names}, seeds {seeds}")
     return sorted(made, key=lambda cell: place(cell.run))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from core import distributed
+from core.errors import UserError
 from core.provenance import provenance
 from evaluation import protocol as protocols
 from pipeline import cli
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = arguments.parse_args(argv)
     if not options.table.is_file():
-        raise FileNotFoundError(f"{options.table} does not exist; run `python -m pipeline.leaderboard` first")
+        raise UserError(f"{options.table} does not exist; run `python -m pipeline.leaderboard` first")
     table = choose(pd.read_csv(options.table), options.selection)
     commit = provenance(distributed.start("cpu"), ROOT)["commit"]
     made_from = {"table": options.table.as_posix(), "selection": options.selection, "commit": commit}
@@ -72,14 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def choose(table: pd.DataFrame, selection: str) -> pd.DataFrame:
     """DATA_COLUMNS under one selection rule; what the rule has no numbers for is empty.
 
-    Raises ValueError when the table lacks columns or was written by another rule than ``last``.
+    Raises UserError when the table lacks columns or was written by another rule than ``last``.
     """
     missing = [name for name in (*DATA_COLUMNS, *BEST) if name not in table]
     if missing:
-        raise ValueError(f"the table lacks the columns {missing}; write it again with `python -m pipeline.leaderboard`")
+        raise UserError(f"the table lacks the columns {missing}; write it again with `python -m pipeline.leaderboard`")
     strange = sorted(set(table["selection"]) - {"last"})
     if strange:
-        raise ValueError(f"the table holds rows selected by {strange}; export the one that `leaderboard` writes")
+        raise UserError(f"the table holds rows selected by {strange}; export the one that `leaderboard` writes")
     if selection == "best_on_test":
         table = table.assign(mAP_mean=table[BEST[0]], rank1_mean=table[BEST[1]], selection=selection)
         table[LAST_ONLY] = float("nan")

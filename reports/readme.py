@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 import methods
+from core.errors import UserError
 from pipeline import cli
 from pipeline.jobs import data_folder
 from pipeline.settings import resolve_run, row_name
@@ -118,9 +119,9 @@ def differences(rows: pd.DataFrame, title: str) -> dict[str, Sequence[str]]:
 
 
 def replace_between(text: str, name: str, body: str) -> str:
-    """``text`` with ``body`` between the markers of ``name``; raises ValueError when they are not there once."""
+    """``text`` with ``body`` between the markers of ``name``; raises UserError when they are not there once."""
     start, end = START.format(name=name), END.format(name=name)
     if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
-        raise ValueError(f"a README must hold '{start}' and then '{end}', once each")
+        raise UserError(f"a README must hold '{start}' and then '{end}', once each")
     before, _, rest = text.partition(start)
     return f"{before}{start}\n\n{body}\n\n{end}{rest.partition(end)[2]}"

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from core.errors import UserError
+
 RANKS = (1, 5, 10)
 PRECISIONS = ("mAP", "mINP")  # null under a protocol whose headline is rank1, which judges by the CMC alone
 METRICS = (*PRECISIONS, *(f"rank{k}" for k in RANKS))
@@ -47,15 +49,15 @@ def headline(record: Mapping[str, Any]) -> str:
 def read_result(folder: Path) -> Result:
     """Read a result folder; one whose numbers contradict each other comes back quarantined.
 
-    Raises FileNotFoundError when there is no result.json and ValueError when it cannot be read at all.
+    Raises UserError when there is no result.json or when it cannot be read at all.
     """
     file = folder / "result.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; run `python -m pipeline.evaluate` first")
+        raise UserError(f"{file} does not exist; run `python -m pipeline.evaluate` first")
     try:
         record = json.loads(file.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); run `python -m pipeline.evaluate` again") from error
+        raise UserError(f"{file} is not valid JSON ({error}); run `python -m pipeline.evaluate` again") from error
     if record["status"] != "ok":
         return Result(record, None, folder)
     judged_by = headline(record)

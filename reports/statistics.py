@@ -14,6 +14,8 @@ import numpy as np
 from scipy.special import stdtrit
 from scipy.stats import permutation_test
 
+from core.errors import UserError
+
 DRAWS = 10_000
 FLIPS = 9_999  # with the observed one that makes 10,000
 CONFIDENCE = 0.95
@@ -38,13 +40,13 @@ class Interval:
 def by_identity(ap: np.ndarray, person_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sums (S, I) of ``ap`` (S, Q) over the queries of each person, and the queries (I,) of each.
 
-    Raises ValueError when shapes disagree or fewer than two people are asked for.
+    Raises ValueError when shapes disagree, UserError when fewer than two people are asked for.
     """
     if ap.ndim != 2 or ap.shape[1] != len(person_ids):
         raise ValueError(f"AP must be (seeds, queries) with {len(person_ids)} queries, not {ap.shape}")
     people, index, counts = np.unique(person_ids, return_inverse=True, return_counts=True)
     if len(people) < 2:
-        raise ValueError("all queries show one person: nothing can be said about others; test on more people")
+        raise UserError("all queries show one person: nothing can be said about others; test on more people")
     return np.stack([np.bincount(index, row, len(people)) for row in ap]), counts
 
 

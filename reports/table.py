@@ -49,7 +49,7 @@ FLOOR, CEILING = "warm_start", "supervised"
 
 
 def read_results(params: Mapping[str, Any]) -> list[Result]:
-    """Checked results of the runs that params.yaml asks for; raises FileNotFoundError for one that is missing."""
+    """Checked results of the runs that params.yaml asks for; raises UserError for one that is missing."""
     return [read_result(job.evaluated) for job in jobs(params)]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 import methods
+from core.errors import UserError
 from evaluation import protocol as protocols
 from pipeline import cli
 from pipeline.jobs import jobs
@@ -66,13 +67,13 @@ def read_reference(folder: Path) -> list[dict[str, Any]]:
 def update(results: Sequence[Result], folder: Path) -> list[Path]:
     """Write the reference; rows that were not run now (other datasets, another machine) keep their files.
 
-    Raises ValueError when there is nothing to write or a result is quarantined or failed: a reference is made of
+    Raises UserError when there is nothing to write or a result is quarantined or failed: a reference is made of
     results that hold.
     """
     bad = [result.record for result in results if not result.ok]
     if bad or not results:
         reason = f"{bad[0]['run']['name']}, seed {bad[0]['seed']}: {bad[0]['reason']}" if bad else "no run has results"
-        raise ValueError(f"the reference was not written: {reason}")
+        raise UserError(f"the reference was not written: {reason}")
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     written = []
     for key, group in groups(results).items():

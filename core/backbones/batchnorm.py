@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from core.errors import UserError
+
 
 class GroupedBatchNorm(_BatchNorm):
     """Batch norm whose training batch is split like ``torch.chunk`` into ``groups`` chunks.
@@ -31,7 +33,7 @@ class GroupedBatchNorm(_BatchNorm):
         first, *others = input.chunk(self.groups)
         smallest = others[-1] if others else first
         if smallest.numel() == smallest.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"batch norm in {self.groups} groups: a batch of {len(input)} leaves a group of "
                 "one sample, which has no variance; use a batch size divisible by bn_groups, with "
                 "at least 2 images per group"
@@ -61,12 +63,12 @@ def set_bn_groups(module: nn.Module, groups: int) -> None:
     would silently train on other statistics than its neighbours.
     """
     if groups < 1:
-        raise ValueError(f"bn_groups must be at least 1, not {groups}")
+        raise UserError(f"bn_groups must be at least 1, not {groups}")
     for name, layer in module.named_modules():
         if isinstance(layer, GroupedBatchNorm):
             layer.groups = groups
         elif isinstance(layer, _BatchNorm) and groups > 1:
-            raise ValueError(
+            raise UserError(
                 f"'{name}' is a {type(layer).__name__}, which cannot normalise in {groups} groups; "
                 "build it as GroupedBatchNorm1d or GroupedBatchNorm2d of core.backbones.batchnorm"
             )

@@ -23,6 +23,7 @@ from core.backbones.vit import (
     vit_tiny,
     vit_tiny6_ics,
 )
+from core.errors import UserError
 
 Value = TypeVar("Value")
 
@@ -122,7 +123,7 @@ def build(
     with seeded_init(generator):
         backbone = make_backbone(**options)
         if isinstance(backbone, VisionTransformer) and pooling != "avg":
-            raise ValueError(
+            raise UserError(
                 f"{name} embeds an image by its class token, so backbone.pooling must be avg, not {pooling}"
             )
         model = Embedder(backbone, make_pooling(), backbone.dim)
@@ -148,5 +149,5 @@ def lookup(known: Mapping[str, Value], name: str, kind: str) -> Value:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f", did you mean '{near[0]}'?" if near else "."
-        raise ValueError(f"unknown {kind} '{name}'{hint} Known: {', '.join(sorted(known))}")
+        raise UserError(f"unknown {kind} '{name}'{hint} Known: {', '.join(sorted(known))}")
     return known[name]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from core.backbones.batchnorm import GroupedBatchNorm2d
+from core.errors import UserError
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -54,7 +55,7 @@ class ResNet(nn.Module):
         """
         unknown = set(after or {}) - set(STAGES)
         if unknown:
-            raise ValueError(f"a ResNet has the stages {STAGES}, not {sorted(unknown)}")
+            raise UserError(f"a ResNet has the stages {STAGES}, not {sorted(unknown)}")
         features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for name in STAGES:
             features = getattr(self, name)(features)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from core.backbones.batchnorm import GroupedBatchNorm2d
 from core.backbones.resnet import InstanceBatchNorm
+from core.errors import UserError
 
 Size = tuple[int, int]
 
@@ -48,7 +49,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path is a probability below 1, not {drop_path}")
+            raise UserError(f"drop_path is a probability below 1, not {drop_path}")
         self.dim = width
         self.patch_embed = PatchEmbedding(width, patch, stride, stem)
         self.grid = self.patch_embed.grid(image_size)
@@ -88,7 +89,7 @@ class VisionTransformer(nn.Module):
         cameras: (B,), read only with a camera embedding. A transformer has no stages for ``after`` to follow.
         """
         if after:
-            raise ValueError(f"a vision transformer has no stages, so no module can follow {sorted(after)}")
+            raise UserError(f"a vision transformer has no stages, so no module can follow {sorted(after)}")
         tokens, grid = self.tokens(images, cameras)
         tokens = self.norm(tokens)
         return tokens[:, 0], tokens[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2)
@@ -112,9 +113,9 @@ class VisionTransformer(nn.Module):
     def _camera_rows(self, table: Tensor, cameras: Tensor | None) -> Tensor:
         """(B, 1, dim) embedding of each image's camera."""
         if cameras is None:
-            raise ValueError("this vision transformer embeds cameras, but the images came without theirs")
+            raise UserError("this vision transformer embeds cameras, but the images came without theirs")
         if len(cameras) and not 0 <= int(cameras.min()) <= int(cameras.max()) < len(table):
-            raise ValueError(
+            raise UserError(
                 f"cameras {int(cameras.min())} to {int(cameras.max())} do not fit an embedding of {len(table)} cameras"
             )
         return table[cameras]
@@ -129,9 +130,9 @@ class PatchEmbedding(nn.Module):
     def __init__(self, width: int, patch: int, stride: int, stem: int) -> None:
         super().__init__()
         if not 0 < stride <= patch:
-            raise ValueError(f"patches of {patch} pixels at stride {stride}: the stride must be 1 to {patch}")
+            raise UserError(f"patches of {patch} pixels at stride {stride}: the stride must be 1 to {patch}")
         if stem and (patch % 2 or stride % 2):
-            raise ValueError(f"the stem halves the image: patch {patch} and stride {stride} must be even")
+            raise UserError(f"the stem halves the image: patch {patch} and stride {stride} must be even")
         self.patch, self.stride = patch, stride
         self.conv = make_stem(stem) if stem else nn.Identity()
         reduced = 2 if stem else 1
@@ -141,7 +142,7 @@ class PatchEmbedding(nn.Module):
         """Patches along each side of an image of (height, width)."""
         height, width = image_size
         if min(height, width) < self.patch:
-            raise ValueError(f"an image of {height} x {width} has no patch of {self.patch} pixels")
+            raise UserError(f"an image of {height} x {width} has no patch of {self.patch} pixels")
         return (height - self.patch) // self.stride + 1, (width - self.patch) // self.stride + 1
 
     def forward(self, images: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from core.backbones.net import Embedder, lookup
 from core.backbones.vit import Size, VisionTransformer, resize_positions
+from core.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Triple = tuple[float, float, float]
@@ -73,7 +74,7 @@ HARMLESS: list[Any] = [
 OPTIONAL = ("num_batches_tracked", "sie_embed")  # of a backbone: its tensors a file may lack
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """Weights that are missing, damaged, or of another network."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from core.errors import UserError
 from datasets.rendered.write import MARKET
 
 _NAME = re.compile(r"(\d{4})_c(\d)s\d_\d{6}_\d{2}\.jpg")
@@ -21,7 +22,7 @@ def contact_sheet(root: Path, target: Path, people: int = 10, per_camera: int = 
     """
     seen = _by_person(root / MARKET)
     if not seen:
-        raise FileNotFoundError(f"{root / MARKET} holds no rendered people; write them there first")
+        raise UserError(f"{root / MARKET} holds no rendered people; write them there first")
     chosen = sorted(sorted(seen, key=lambda pid: (-len(seen[pid]), pid))[:people])
     cameras = sorted({camera for pid in seen for camera in seen[pid]})
     width, height = _open(next(iter(seen[chosen[0]].values()))[0], scale).size

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
+from core.errors import UserError
 from core.rng import Streams
 from datasets.rendered.people import draw_people
 from datasets.rendered.settings import DIFFICULTY, RENDERER_VERSION, SIZES, Counts, Difficulty, Size
@@ -40,7 +41,7 @@ class World:
 def draw_world(size: str = "small", world: int = 0, difficulty: Difficulty = DIFFICULTY) -> World:
     """Draw the table of world number `world`; the same arguments give the same bits on every machine."""
     if size not in SIZES:
-        raise ValueError(f"rendered people have no size '{size}'; choose one of {sorted(SIZES)}")
+        raise UserError(f"rendered people have no size '{size}'; choose one of {sorted(SIZES)}")
     spec, streams = SIZES[size], Streams(world)
     strangers = max(8, spec.distractors // 3)
     count = spec.source.people + spec.train.people + spec.test.people + strangers
@@ -135,7 +136,7 @@ def _schedule(rng: np.random.Generator, size: Size, strangers: int) -> pd.DataFr
 def _pairs(rng: np.random.Generator, counts: Counts, cameras: int) -> tuple[np.ndarray, np.ndarray]:
     """(person, camera) pairs, sorted: every person under at least two cameras, the rest of the pairs by chance."""
     if not 2 * counts.people <= counts.pairs <= cameras * counts.people:
-        raise ValueError(f"{counts} leaves no choice of two to {cameras} cameras per person")
+        raise UserError(f"{counts} leaves no choice of two to {cameras} cameras per person")
     rank = rng.random((counts.people, cameras))
     rank = np.where(rank.argsort(axis=1).argsort(axis=1) < 2, -1.0, rank)
     chosen = np.sort(rank.ravel().argsort(kind="stable")[: counts.pairs])

@@ -14,6 +14,7 @@ from core.backbones.net import Embedder
 from core.clustering import dbscan
 from core.config import Config
 from core.data import Batch, Labels, TrainingData
+from core.errors import UserError
 from core.jaccard import jaccard_distance
 from core.losses import cluster_nll, similarities
 from core.memory import CentroidMemory, InstanceMemory, cluster_centroids
@@ -77,7 +78,7 @@ class HCL(Method):
         self.instances: InstanceMemory | None = None
         radii = granularity_radii(config.clustering.eps, config.settings.eps_offsets)
         if min(radii) < 0 or max(radii) >= 1:  # the sparse graph holds the pairs whose distance is below 1
-            raise ValueError(
+            raise UserError(
                 f"clustering.eps {config.clustering.eps} with settings.eps_offsets "
                 f"{list(config.settings.eps_offsets)} gives DBSCAN radii {radii}, which must lie in [0, 1)"
             )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from core.backbones.batchnorm import GroupedBatchNorm2d, chunk_sizes
 from core.backbones.net import Embedder
 from core.backbones.resnet import STAGES, ResNet
+from core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def wave_attention(embedder: Embedder, wam: Wam) -> nn.ModuleDict:
         return nn.ModuleDict()
     backbone = embedder.backbone
     if not isinstance(backbone, ResNet):
-        raise ValueError(
+        raise UserError(
             f"the WaveBlock attention module sits between the stages of a ResNet, and {type(backbone).__name__} has "
             "none; choose a resnet with --backbone, or set settings.wam.attention=none and settings.wam.wave=1.0"
         )

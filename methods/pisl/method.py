@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from core.backbones.net import Embedder, make_neck
 from core.config import Config, per_epochs
 from core.data import Batch, Labels, Needs, TrainingData
+from core.errors import UserError
 from core.losses import softmax_triplet
 from core.memory import ProxyMemory, cluster_centroids
 from core.method import Method
@@ -153,7 +154,7 @@ class PISL(Method):
         self.clusters = labels.clusters
         rows = self.classifiers.shape[1]
         if self.clusters > rows:
-            raise ValueError(
+            raise UserError(
                 f"{self.clusters} clusters, but the classifier has {rows} rows (training images / "
                 "clustering.min_samples); lower clustering.min_samples if clusters this small are wanted"
             )

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from core.errors import UserError
+
 Sequences = Callable[[Tensor], Tensor]  # a transformer block: token sequences (B, n, d) to the same shape
 
 
@@ -30,7 +32,7 @@ def enter(whole: Tensor, patches: Tensor, stripes: int) -> Tokens:
 def split_stripes(patches: Tensor, rows: int, stripes: int) -> Tensor:
     """(B, N, d) patches of a grid of ``rows`` -> (B, S, N / S, d): stripe s holds rows s rows/S to (s+1) rows/S."""
     if rows % stripes:
-        raise ValueError(
+        raise UserError(
             f"settings.stripes {stripes} does not divide the {rows} rows of the feature map; "
             f"choose a divisor of {rows}, or another input.height"
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from core.backbones.net import Embedder
 from core.backbones.pooling import at_least_float32
 from core.backbones.vit import VisionTransformer, branch_scales
+from core.errors import UserError
 from methods.sdft.fusion import Sequences, Tokens, enter, fuse, stripe_features
 
 
@@ -81,7 +82,7 @@ class TokenTrunk(Trunk):
         vit = transformer(embedder)
         self.first = len(vit.blocks) - blocks
         if self.first < 0:
-            raise ValueError(f"settings.blocks {blocks} exceeds the {len(vit.blocks)} blocks of the transformer")
+            raise UserError(f"settings.blocks {blocks} exceeds the {len(vit.blocks)} blocks of the transformer")
         self.rates = vit.drop_path[self.first : self.first + self.part_count]
         self.part_blocks.extend(copy.deepcopy(block) for block in self._originals(vit))
         self.part_norm = copy.deepcopy(vit.norm) if parts else None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from core.backbones.batchnorm import GroupedBatchNorm1d
 from core.backbones.pooling import at_least_float32
+from core.errors import UserError
 
 
 class Projection(nn.Module):
@@ -33,7 +34,7 @@ class Heads(nn.Module):
     def __init__(self, channels: int, stripes: int) -> None:
         super().__init__()
         if stripes and channels % stripes:
-            raise ValueError(
+            raise UserError(
                 f"settings.stripes {stripes} does not divide the {channels} channels of the backbone, so the stripes "
                 "side by side would not be as wide as the global feature; choose a divisor"
             )
@@ -54,7 +55,7 @@ def stripe_means(feature_map: Tensor, stripes: int) -> Tensor:
     height = feature_map.shape[2]
     tall = height // stripes
     if tall == 0:
-        raise ValueError(
+        raise UserError(
             f"settings.stripes {stripes} cannot be cut from a feature map of {height} rows; set it to {height} or less"
         )
     rows = at_least_float32(feature_map)[:, :, : stripes * tall]

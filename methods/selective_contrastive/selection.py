@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from core.errors import UserError
 from core.neighbors import full_precision
 
 
@@ -50,7 +51,7 @@ def select(distance: Tensor, anchors: Tensor, positives: int, negatives: int | N
     """
     left = distance.shape[1] - 1 - positives
     if left < 0:
-        raise ValueError(
+        raise UserError(
             f"settings.positives {positives} neighbours cannot be found among {distance.shape[1]} training images"
         )
     count = left if negatives is None else min(negatives, left)

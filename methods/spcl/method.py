@@ -15,6 +15,7 @@ from core.backbones.net import Embedder
 from core.clustering import dbscan
 from core.config import Config
 from core.data import Batch, Labels, TrainingData
+from core.errors import UserError
 from core.jaccard import jaccard_distance
 from core.memory import CentroidMemory
 from core.method import Method
@@ -71,7 +72,7 @@ class SpCL(Method):
         super().__init__(config, embedder, capacity)
         settings, eps = config.settings, config.clustering.eps
         if (settings.independence and eps + settings.gap >= 1) or (settings.compactness and eps - settings.gap < 0):
-            raise ValueError(
+            raise UserError(
                 f"clustering.eps {eps} with settings.gap {settings.gap}: eps - gap and eps + gap are Jaccard "
                 "distances and must lie in [0, 1); choose a smaller gap"
             )

@@ -14,6 +14,7 @@ from core.backbones.net import Embedder
 from core.backbones.vit import VisionTransformer
 from core.config import Config, per_epochs
 from core.data import Batch, Labels, Needs, TrainingData
+from core.errors import UserError
 from core.losses import cluster_nll
 from core.memory import CentroidMemory, ProxyMemory
 from core.method import Method
@@ -88,7 +89,7 @@ class ViTCUReID(Method):
         if config.settings.sie_cameras:
             backbone = embedder.backbone
             if not isinstance(backbone, VisionTransformer):
-                raise ValueError(
+                raise UserError(
                     f"settings.sie_cameras needs a vision transformer, but backbone '{config.backbone.name}' is none; "
                     "set it to 0 or choose a vit backbone"
                 )

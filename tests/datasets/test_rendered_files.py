@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from core.errors import UserError
 from datasets import rendered
 from datasets.rendered import MARKET, SIZES, SOURCE_TREE
 
@@ -92,5 +93,5 @@ def test_the_contact_sheet_shows_people_by_cameras(tree: Path, tmp_path: Path) -
 
 
 def test_a_contact_sheet_of_nothing_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="write them there first"):
+    with pytest.raises(UserError, match="write them there first"):
         rendered.contact_sheet(tmp_path, tmp_path / "sheet.png")

@@ -15,6 +15,7 @@ import pytest
 import methods
 from core.config import Config
 from core.data import Needs
+from core.errors import UserError
 from core.manifest import Manifest, read_manifest
 from pipeline import cross_domain, evaluate, prepare, train
 from tests.conftest import World
@@ -147,13 +148,13 @@ def test_any_checkpoint_can_be_tested_and_epochs_stay_apart(here: Path, world: W
     assert cells["mAP"][2:4].tolist() == cells["mAP"][4:6].tolist()
     assert cells["mAP"][0] != cells["mAP"][2]
     assert pd.read_csv("out/matrix.csv")["selection"].tolist() == ["epoch_001", "epoch_002", "last"]
-    with pytest.raises(FileNotFoundError, match="nowhere holds no trained run"):
+    with pytest.raises(UserError, match="nowhere holds no trained run"):
         cross_domain.main([*arguments, "--trained", "nowhere"])
 
 
 def test_nothing_trained_or_nothing_prepared_says_what_to_run(here: Path) -> None:
     Path("empty.yaml").write_text(PARAMS.replace("seeds: [0]", "seeds: [7]"))
-    with pytest.raises(FileNotFoundError, match=r"no trained run.*pipeline\.train"):
+    with pytest.raises(UserError, match=r"no trained run.*pipeline\.train"):
         cross_domain.main(["--params", "empty.yaml"])
-    with pytest.raises(FileNotFoundError, match=r"no dataset with query and gallery in nowhere"):
+    with pytest.raises(UserError, match=r"no dataset with query and gallery in nowhere"):
         cross_domain.main(["--data", "nowhere"])

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import methods
+from core.errors import UserError
 from core.manifest import Manifest, read_manifest
 from pipeline import evaluate, train
 from pipeline.jobs import ROOT
@@ -205,5 +206,5 @@ def test_a_dataset_without_cameras_is_refused_by_a_method_that_uses_them(world: 
 
 def test_missing_initial_weights_say_which_command_makes_them(world: World, tmp_path: Path) -> None:
     arguments = world.train_arguments("hhcl", tmp_path / "out", "--initial", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match=r"run `python -m pipeline\.pretrain"):
+    with pytest.raises(UserError, match=r"run `python -m pipeline\.pretrain"):
         train.main(arguments)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from core.errors import UserError
 from reports import exports, leaderboard
 from tests.reports.synthetic import write_params, write_result
 
@@ -128,7 +129,7 @@ def test_names_are_escaped() -> None:
 
 
 def test_a_missing_or_old_table_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"run `python -m pipeline\.leaderboard`"):
+    with pytest.raises(UserError, match=r"run `python -m pipeline\.leaderboard`"):
         exports.main(["--table", str(tmp_path / "none.csv"), "--out", str(tmp_path)])
     (tmp_path / "old.csv").write_text("method,selection\nhhcl,last\n")
     with pytest.raises(ValueError, match=r"lacks the columns .* `python -m pipeline\.leaderboard`"):

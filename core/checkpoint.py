@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,17 +11,13 @@ from typing import Any
 import torch
 
 from core.config import digest
+from core.files import replacing
 
 
 def save_atomically(record: Any, path: Path) -> None:
     """``torch.save`` so that ``path`` holds either the old record or the new one, whole, after a power cut too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as file:
         torch.save(record, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def source_hash(paths: Iterable[Path]) -> str:

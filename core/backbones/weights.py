@@ -19,6 +19,7 @@ from torch import Tensor
 from core.backbones.net import Embedder, lookup
 from core.backbones.vit import Size, VisionTransformer, resize_positions
 from core.errors import UserError
+from core.files import hash_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Triple = tuple[float, float, float]
@@ -304,12 +305,6 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{key}\0{value.dtype}\0{tuple(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def hash_file(file: Path) -> str:
-    """sha256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _shorten(names: list[str], most: int = 5) -> str:

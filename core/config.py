@@ -8,7 +8,6 @@ the nearest known one; a wrong type is an error that names the key. There is no 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import re
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 from core.augment import Augment
 from core.errors import UserError
+from core.names import unknown
 
 SCIENTIFIC = re.compile(r"[+-]?\d+e[+-]?\d+", re.IGNORECASE)  # 3e-4: a word in YAML 1.1, which wants 3.0e-4
 
@@ -209,9 +209,7 @@ def _check_keys(cls: type, settings: type, patch: Patch) -> None:
         known = [entry.name for entry in dataclasses.fields(target)]
         for key, value in values.items():
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known: {', '.join(known)}"
-                raise ConfigError(f"{patch.source}: unknown key '{prefix}{key}'; {hint}")
+                raise ConfigError(f"{patch.source}: {unknown('key', str(key), known, prefix)}")
             kind = _section_type(target, key, settings)
             if _is_section(kind):
                 visit(kind, value, f"{prefix}{key}.")

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from pathlib import Path
 
+from core.names import unknown
 from datasets.base import Dataset, DatasetError
 
 HERE = Path(__file__).parent
@@ -32,9 +32,7 @@ def load(name: str) -> Dataset:
     """The dataset of that name; an unknown name is an error that suggests the nearest."""
     names = available()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise DatasetError(f"unknown dataset '{name}'; {hint}known are {', '.join(names)}")
+        raise DatasetError(unknown("dataset", name, names))
     in_folder = (HERE / name / "dataset.py").is_file()
     dataset = importlib.import_module(f"datasets.{name}" + ".dataset" * in_folder).DATASET
     assert isinstance(dataset, Dataset)

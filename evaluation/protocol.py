@@ -6,7 +6,6 @@ but the notices raises the version.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from core.errors import UserError
+from core.names import unknown
 
 HERE = Path(__file__).resolve().parent.parent / "protocols"
 # What each field may say. One value means: stated for the reader, and for those who compare
@@ -71,7 +71,7 @@ def load(name: str) -> Protocol:
     """The protocol of that name; an unknown name is an error that suggests the nearest."""
     names = available()
     if name not in names:
-        raise ProtocolError(f"unknown protocol '{name}'; {nearest(name, names)}known are {', '.join(names)}")
+        raise ProtocolError(unknown("protocol", name, names))
     return read(HERE / f"{name}.yaml")
 
 
@@ -94,7 +94,7 @@ def read(path: Path) -> Protocol:
     known = {field.name: field for field in fields(Protocol)}
     for key in given:
         if key not in known:
-            raise ProtocolError(f"{path}: unknown key '{key}'; {nearest(key, list(known))}known are {', '.join(known)}")
+            raise ProtocolError(f"{path}: {unknown('key', key, known)}")
     absent = [key for key, field in known.items() if field.default is MISSING and key not in given]
     if absent:
         raise ProtocolError(f"{path} lacks {', '.join(absent)}")
@@ -108,9 +108,3 @@ def read(path: Path) -> Protocol:
     if protocol.name != path.stem:
         raise ProtocolError(f"{path}: the name is '{protocol.name}', but the file is called {path.stem}")
     return protocol
-
-
-def nearest(name: str, names: list[str]) -> str:
-    """A hint for a mistyped name, or nothing."""
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean '{near[0]}'? " if near else ""

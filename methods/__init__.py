@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from pathlib import Path
 
 from core.errors import UserError
 from core.method import Method
+from core.names import unknown
 
 HERE = Path(__file__).parent
 
@@ -21,9 +21,7 @@ def available() -> list[str]:
 def folder(name: str) -> Path:
     """The method's folder; raises UserError naming the nearest method when there is none."""
     if name not in available():
-        near = difflib.get_close_matches(name, available(), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(available())}"
-        raise UserError(f"no method is called '{name}'; {hint}")
+        raise UserError(unknown("method", name, available()))
     return HERE / name
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -24,6 +23,7 @@ from core.backbones.vit import (
     vit_tiny6_ics,
 )
 from core.errors import UserError
+from core.names import unknown
 
 Value = TypeVar("Value")
 
@@ -147,7 +147,5 @@ def seeded_init(generator: torch.Generator) -> Iterator[None]:
 def lookup(known: Mapping[str, Value], name: str, kind: str) -> Value:
     """``known[name]``, or a ValueError that names the nearest entry."""
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f", did you mean '{near[0]}'?" if near else "."
-        raise UserError(f"unknown {kind} '{name}'{hint} Known: {', '.join(sorted(known))}")
+        raise UserError(unknown(kind, name, known))
     return known[name]

@@ -49,7 +49,7 @@ def test_available_lists_every_dataset_and_load_returns_each() -> None:
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(DatasetError, match=r"unknown dataset 'market1510'; did you mean 'market1501'\? known are csv"):
+    with pytest.raises(DatasetError, match=r"unknown dataset 'market1510'; did you mean 'market1501'\? known: csv"):
         datasets.load("market1510")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.augment import normalise
-from core.distributed import World, merge_chunks
+from core.distributed import ProcessGroup, merge_chunks
 from core.images import ImageStore
 from core.timing import PhaseTimer
 
@@ -92,13 +92,13 @@ class TrainingData:
         self,
         images: ImageStore,
         needs: Needs,
-        world: World,
+        group: ProcessGroup,
         cameras: np.ndarray | None = None,
         identities: np.ndarray | None = None,
         mean: tuple[float, ...] = (0.485, 0.456, 0.406),
         std: tuple[float, ...] = (0.229, 0.224, 0.225),
     ) -> None:
-        self.images, self.needs, self.world = images, needs, world
+        self.images, self.needs, self.group = images, needs, group
         self.mean, self.std = mean, std
         self.timer = PhaseTimer()
         self._cameras = cameras if needs.cameras else None
@@ -151,7 +151,7 @@ def extract(
     batch: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    world: World,
+    group: ProcessGroup,
     cameras: np.ndarray | None = None,
     dtype: torch.dtype = torch.float32,
     describe: str | None = None,
@@ -159,7 +159,7 @@ def extract(
     """Run ``embed`` over all images, in order and in eval mode; chunks are shared out over the ranks whole, so
     that the result does not depend on how many there are. Touches no random stream and no BN state."""
     starts = range(0, len(images), batch)
-    mine = [(number, start) for number, start in enumerate(starts) if number % world.size == world.rank]
+    mine = [(number, start) for number, start in enumerate(starts) if number % group.size == group.rank]
     chunks: dict[int, dict[str, Tensor]] = {}
     with torch.no_grad():
         for number, start in tqdm(mine, desc=describe, disable=describe is None, leave=False):
@@ -167,5 +167,5 @@ def extract(
             pixels = normalise(images.batch(rows), mean, std).to(dtype, memory_format=torch.channels_last)
             seen = None if cameras is None else torch.as_tensor(cameras[rows.numpy()]).to(pixels.device)
             chunks[number] = embed(pixels, seen)
-    merged = merge_chunks(chunks, len(starts), world)
+    merged = merge_chunks(chunks, len(starts), group)
     return {name: torch.cat([chunk[name] for chunk in merged]) for name in merged[0]}

@@ -19,7 +19,7 @@ from core.errors import UserError
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """This process among the others: ``rank`` of ``size``, computing on ``device``."""
 
     rank: int
@@ -37,7 +37,7 @@ class World:
         return slice(min(batch, self.rank * share), min(batch, (self.rank + 1) * share))
 
 
-def start(device: str) -> World:
+def start(device: str) -> ProcessGroup:
     """Join the processes that torchrun started, or be the only one.
 
     ``device`` is ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
@@ -49,13 +49,13 @@ def start(device: str) -> World:
     if device == "cuda":
         repeatable_cuda()
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        return World(0, 1, torch.device("cuda", 0) if device == "cuda" else torch.device("cpu"))
+        return ProcessGroup(0, 1, torch.device("cuda", 0) if device == "cuda" else torch.device("cpu"))
     place = torch.device("cpu")
     if device == "cuda":
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    return World(dist.get_rank(), dist.get_world_size(), place)
+    return ProcessGroup(dist.get_rank(), dist.get_world_size(), place)
 
 
 def repeatable_cuda() -> None:
@@ -66,59 +66,59 @@ def repeatable_cuda() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def finish(world: World) -> None:
+def finish(group: ProcessGroup) -> None:
     """Leave the process group."""
-    if world.size > 1:
+    if group.size > 1:
         dist.destroy_process_group()
 
 
 class _GatherRows(torch.autograd.Function):
     """All ranks' rows, in rank order. Every rank computes the whole loss, so the gradient of this rank's rows is
-    its slice of the full gradient, times the world size that DDP's mean divides by again."""
+    its slice of the full gradient, times the number of processes that DDP's mean divides by again."""
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor, world: World, batch: int) -> Tensor:
-        ctx.part, ctx.size = world.part(batch), world.size
-        return _all_rows(local, world, batch)
+    def forward(ctx: Any, local: Tensor, group: ProcessGroup, batch: int) -> Tensor:
+        ctx.part, ctx.size = group.part(batch), group.size
+        return _all_rows(local, group, batch)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient[ctx.part] * ctx.size, None, None
 
 
-def gather_outputs(outputs: dict[str, Tensor], world: World, batch: int) -> dict[str, Tensor]:
+def gather_outputs(outputs: dict[str, Tensor], group: ProcessGroup, batch: int) -> dict[str, Tensor]:
     """Concatenate every rank's rows of each named output, with gradient; the identity on one process."""
-    if world.size == 1:
+    if group.size == 1:
         return outputs
-    return {name: _GatherRows.apply(value, world, batch) for name, value in outputs.items()}
+    return {name: _GatherRows.apply(value, group, batch) for name, value in outputs.items()}
 
 
-def _all_rows(local: Tensor, world: World, batch: int) -> Tensor:
-    share = -(-batch // world.size)
+def _all_rows(local: Tensor, group: ProcessGroup, batch: int) -> Tensor:
+    share = -(-batch // group.size)
     padded = local.new_zeros((share, *local.shape[1:]))
     padded[: len(local)] = local
-    parts = [torch.empty_like(padded) for _ in range(world.size)]
+    parts = [torch.empty_like(padded) for _ in range(group.size)]
     dist.all_gather(parts, padded.contiguous())
     return torch.cat(parts)[:batch]
 
 
-def merge_chunks(mine: dict[int, dict[str, Tensor]], count: int, world: World) -> list[dict[str, Tensor]]:
+def merge_chunks(mine: dict[int, dict[str, Tensor]], count: int, group: ProcessGroup) -> list[dict[str, Tensor]]:
     """Chunk ``i`` was computed by rank ``i % size``; return all ``count`` chunks in order, on every rank."""
     merged = mine
-    if world.size > 1:
-        gathered: list[Any] = [None] * world.size
+    if group.size > 1:
+        gathered: list[Any] = [None] * group.size
         on_host = {i: {k: v.cpu() for k, v in chunk.items()} for i, chunk in mine.items()}
         dist.all_gather_object(gathered, on_host)
         merged = {i: chunk for part in gathered for i, chunk in part.items()}
-    return [{k: v.to(world.device) for k, v in merged[i].items()} for i in range(count)]
+    return [{k: v.to(group.device) for k, v in merged[i].items()} for i in range(count)]
 
 
-def from_main(compute: Callable[[], Any], world: World) -> Any:
+def from_main(compute: Callable[[], Any], group: ProcessGroup) -> Any:
     """Run ``compute`` on rank 0 and hand its (picklable) result to every rank; its error is raised on every rank."""
-    if world.size == 1:
+    if group.size == 1:
         return compute()
     box: list[Any] = [None, None]
-    if world.main:
+    if group.main:
         try:
             box[0] = compute()
         except Exception as error:  # carried to the other ranks, which would otherwise wait for ever
@@ -129,14 +129,14 @@ def from_main(compute: Callable[[], Any], world: World) -> Any:
     return box[0]
 
 
-def share_buffers(module: nn.Module, world: World) -> None:
+def share_buffers(module: nn.Module, group: ProcessGroup) -> None:
     """Give every rank rank 0's buffers: batch-norm running statistics follow chunk 0, which rank 0 holds."""
-    if world.size > 1:
+    if group.size > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
 
 
-def wait(world: World) -> None:
+def wait(group: ProcessGroup) -> None:
     """Wait until every rank is here."""
-    if world.size > 1:
+    if group.size > 1:
         dist.barrier()

@@ -20,7 +20,7 @@ from core.backbones.batchnorm import set_bn_groups
 from core.checkpoint import Checkpoint
 from core.config import Config, Optimiser, Schedule
 from core.data import Batch, Labels, TrainingData, extract
-from core.distributed import World, from_main, gather_outputs, share_buffers, wait
+from core.distributed import ProcessGroup, from_main, gather_outputs, share_buffers, wait
 from core.errors import UserError
 from core.method import Method
 from core.neighbors import NonFiniteFeatures
@@ -56,25 +56,25 @@ class Trainer:
         config: Config,
         streams: Streams,
         checkpoint: Checkpoint,
-        world: World,
+        group: ProcessGroup,
     ) -> None:
         self.method, self.data, self.config = method, data, config
-        self.streams, self.checkpoint, self.world = streams, checkpoint, world
+        self.streams, self.checkpoint, self.group = streams, checkpoint, group
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
-        method.to(world.device, self.dtype)
+        method.to(group.device, self.dtype)
         method.to(memory_format=torch.channels_last)  # a quarter faster on the CPU too
-        self.network = wrap(method, world)
+        self.network = wrap(method, group)
         self.optimiser = build_optimiser(method, config.optimiser)
         self.scaler = torch.amp.GradScaler(
-            world.device.type, enabled=config.precision == "fp16" and world.device.type == "cuda"
+            group.device.type, enabled=config.precision == "fp16" and group.device.type == "cuda"
         )
         self.progress = Progress()
 
     def fit(self) -> Progress:
         """Train to the end, from the last checkpoint if there is one; a failed run ends with its reason."""
-        forget_peak(self.world.device)
+        forget_peak(self.group.device)
         self._resume()
-        if self.world.main and self.config.schedule.epochs == 0:
+        if self.group.main and self.config.schedule.epochs == 0:
             self.checkpoint.keep_weights(0, weights_of(self.method))
         epochs = range(self.progress.epoch, self.config.schedule.epochs)
         try:
@@ -85,7 +85,7 @@ class Trainer:
         return self.progress
 
     def _resume(self) -> None:
-        state = self.checkpoint.load(self.world.device)
+        state = self.checkpoint.load(self.group.device)
         if state is None:
             return
         self.method.load_state_dict(state["method"])
@@ -96,7 +96,7 @@ class Trainer:
 
     def _save(self) -> None:
         """The state is complete at an epoch's end: streams are rederived, memories refilled or saved here."""
-        if self.world.main:
+        if self.group.main:
             self.checkpoint.save(
                 {
                     "method": self.method.state_dict(),
@@ -106,18 +106,18 @@ class Trainer:
                     "progress": vars(self.progress),
                 }
             )
-        wait(self.world)
+        wait(self.group)
 
     def _epoch(self, epoch: int) -> None:
         labels = self._label(epoch)
         if labels.new_stage:
             self.optimiser = build_optimiser(self.method, self.config.optimiser)
         losses = self._train(epoch, labels) if labels.clusters >= 2 else {}
-        share_buffers(self.method, self.world)
+        share_buffers(self.method, self.group)
         self._record(epoch, labels, losses)
         schedule = self.config.schedule
         due = (epoch + 1) % schedule.eval_every == 0 or epoch + 1 == schedule.epochs
-        if due and self.world.main:
+        if due and self.group.main:
             self.checkpoint.keep_weights(epoch + 1, weights_of(self.method))
         self._save()
         if self.progress.collapsed >= 2:
@@ -130,10 +130,10 @@ class Trainer:
     def _label(self, epoch: int) -> Labels:
         self.method.eval()
         self.data.new_epoch(partial(self._extract, epoch))
-        if self.world.size > 1:
+        if self.group.size > 1:
             self.data.features()  # a collective: all ranks extract before rank 0 clusters alone
         try:
-            labels: Labels = from_main(lambda: self.method.label(epoch, self.data), self.world)
+            labels: Labels = from_main(lambda: self.method.label(epoch, self.data), self.group)
         except NonFiniteFeatures as error:
             raise RunFailed(f"epoch {epoch + 1}: {error}") from error
         self.progress.collapsed = self.progress.collapsed + 1 if labels.clusters < 2 else 0
@@ -148,14 +148,14 @@ class Trainer:
             self.config.extraction_batch,
             data.mean,
             data.std,
-            self.world,
+            self.group,
             cameras=data.cameras("test") if "test" in needs.cameras else None,
             dtype=self.dtype,
-            describe=f"epoch {epoch + 1} extract" if self.world.main else None,
+            describe=f"epoch {epoch + 1} extract" if self.group.main else None,
         )
 
     def _embed(self, images: Tensor, cameras: Tensor | None) -> dict[str, Tensor]:
-        with autocast(self.config.precision, self.world.device):
+        with autocast(self.config.precision, self.group.device):
             return self.method.embed(images, cameras)
 
     def _train(self, epoch: int, labels: Labels) -> dict[str, float]:
@@ -164,7 +164,7 @@ class Trainer:
             self.method.start_epoch(labels, self.data, self.streams.torch("start_epoch", epoch))
         set_rate(self.optimiser, self.config.optimiser.lr, self.config.schedule, epoch)
         # Layers with randomness of their own (dropout, drop path) draw from torch's global stream.
-        torch.manual_seed(self.streams.derive(f"layers/{self.world.rank}", epoch))
+        torch.manual_seed(self.streams.derive(f"layers/{self.group.rank}", epoch))
         self.method.train()
         sums: dict[str, float] = {}
         steps = 0
@@ -196,17 +196,17 @@ class Trainer:
         schedule = self.config.schedule
         title = f"epoch {epoch + 1}/{schedule.epochs} train"
         bar: Iterator[np.ndarray] = iter(
-            tqdm(batches, title, schedule.iterations, leave=False, disable=not self.world.main)
+            tqdm(batches, title, schedule.iterations, leave=False, disable=not self.group.main)
         )
         return bar
 
     def _step(self, epoch: int, rows: np.ndarray, labels: Labels, step: int) -> dict[str, float]:
         batch = self._load(epoch, rows, labels, step)
-        with autocast(self.config.precision, self.world.device):
+        with autocast(self.config.precision, self.group.device):
             local = self.network(batch)
         # Memory and loss mathematics stay in float32 (or 64) whatever the network computed in.
         full = {name: value.to(self.dtype) for name, value in local.items()}
-        output = gather_outputs(full, self.world, len(rows))
+        output = gather_outputs(full, self.group, len(rows))
         terms = self.method.loss(output, batch)
         values = {name: float(term.detach()) for name, term in terms.items()}
         if not all(math.isfinite(value) for value in values.values()):
@@ -226,8 +226,8 @@ class Trainer:
 
     def _load(self, epoch: int, rows: np.ndarray, labels: Labels, step: int) -> Batch:
         """Draw the full batch's augmentation, then decode this rank's part only."""
-        data, device = self.data, self.world.device
-        part = self.world.part(len(rows))
+        data, device = self.data, self.group.device
+        part = self.group.part(len(rows))
         indices = torch.as_tensor(rows)
         pixels = data.images.batch(indices[part])
         views = []
@@ -251,7 +251,7 @@ class Trainer:
 
     def _record(self, epoch: int, labels: Labels, losses: dict[str, float]) -> None:
         seconds = {f"seconds_{name}": value for name, value in self.data.timer.take().items()}
-        memory = {f"peak_{name}": value for name, value in peak_memory(self.world.device).items()}
+        memory = {f"peak_{name}": value for name, value in peak_memory(self.group.device).items()}
         self.progress.epoch = epoch + 1
         self.progress.history.append(
             {
@@ -268,21 +268,21 @@ class Trainer:
         )
 
 
-def wrap(method: Method, world: World) -> nn.Module:
+def wrap(method: Method, group: ProcessGroup) -> nn.Module:
     """The method itself, or DDP over it with each rank's share of the batch-norm groups.
 
     DDP copies rank 0's running statistics, those of chunk 0, to every rank before each step.
     """
     groups = method.config.backbone.bn_groups
-    if world.size == 1:
+    if group.size == 1:
         return method
-    if groups % world.size:
+    if groups % group.size:
         raise UserError(
-            f"backbone.bn_groups {groups} cannot be shared out over {world.size} processes: batch-norm statistics "
-            f"are per process, so make it a multiple of {world.size}"
+            f"backbone.bn_groups {groups} cannot be shared out over {group.size} processes: batch-norm statistics "
+            f"are per process, so make it a multiple of {group.size}"
         )
-    set_bn_groups(method, groups // world.size)
-    ids = [world.device.index] if world.device.type == "cuda" else None
+    set_bn_groups(method, groups // group.size)
+    ids = [group.device.index] if group.device.type == "cuda" else None
     return DistributedDataParallel(method, device_ids=ids)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from core.distributed import World
+from core.distributed import ProcessGroup
 
 # What decides a number. Results, documentation and lock files may change without making a run "dirty".
 SOURCES = (
@@ -39,7 +39,7 @@ LIBRARIES = (
 )
 
 
-def provenance(world: World, root: Path) -> dict[str, Any]:
+def provenance(group: ProcessGroup, root: Path) -> dict[str, Any]:
     """Commit and dirty flag (of SOURCES only), library versions, device, threads and processes."""
     commit = _git(root, "rev-parse", "HEAD")
     changed = _git(root, "status", "--porcelain", "--", *SOURCES)
@@ -49,9 +49,9 @@ def provenance(world: World, root: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
         "platform": platform.platform(),
-        "device": device_name(world.device),
+        "device": device_name(group.device),
         "threads": torch.get_num_threads(),
-        "processes": world.size,
+        "processes": group.size,
     }
 
 

@@ -14,7 +14,7 @@ from core.backbones.batchnorm import set_bn_groups
 from core.backbones.net import build, seeded_init
 from core.backbones.weights import WEIGHTS, load_weights
 from core.data import Needs, TrainingData
-from core.distributed import World
+from core.distributed import ProcessGroup
 from core.images import ImageStore, load_images
 from core.manifest import Manifest, ManifestError
 from core.method import Method
@@ -24,7 +24,7 @@ from pipeline.settings import Run, code_hash
 
 
 def training_data(
-    run: Run, manifest: Manifest, needs: Needs, initial: Initial, world: World, cache: Path
+    run: Run, manifest: Manifest, needs: Needs, initial: Initial, group: ProcessGroup, cache: Path
 ) -> tuple[TrainingData, int]:
     """The training split as the method may see it, and the size of a class head over it."""
     rows = manifest.split(needs.trains_on)
@@ -34,8 +34,8 @@ def training_data(
     identities = None
     if needs.identities:
         identities = np.unique(rows["person_id"].to_numpy(), return_inverse=True)[1]
-    store = ImageStore(pixels, world.device)
-    data = TrainingData(store, needs, world, cameras, identities, initial.mean, initial.std)
+    store = ImageStore(pixels, group.device)
+    data = TrainingData(store, needs, group, cameras, identities, initial.mean, initial.std)
     capacity = len(rows) if identities is None else int(identities.max()) + 1
     return data, capacity
 
@@ -72,7 +72,9 @@ def build_method(run: Run, capacity: int, streams: Streams, initial: Initial | N
     return method
 
 
-def run_key(run: Run, manifest: Manifest, needs: Needs, initial: Initial, seed: int, world: World) -> dict[str, Any]:
+def run_key(
+    run: Run, manifest: Manifest, needs: Needs, initial: Initial, seed: int, group: ProcessGroup
+) -> dict[str, Any]:
     """Everything that decides a run's numbers: two runs with the same key may share a checkpoint."""
     rows = manifest.split(needs.trains_on)
     seen = ["path"]
@@ -86,7 +88,7 @@ def run_key(run: Run, manifest: Manifest, needs: Needs, initial: Initial, seed: 
         "rows": hashlib.sha256(rows[seen].to_csv(index=False).encode()).hexdigest(),
         "initial": initial.sha256,
         "code": code_hash(run.method),
-        "processes": world.size,
+        "processes": group.size,
         "threads": torch.get_num_threads(),
-        "device": world.device.type,
+        "device": group.device.type,
     }

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import methods
 from core import distributed
-from core.distributed import World
+from core.distributed import ProcessGroup
 from core.errors import UserError
 from core.manifest import Manifest, read_manifest
 from evaluation import protocol as protocols
@@ -83,13 +83,13 @@ def prepared(data: Path) -> dict[str, Manifest]:
     return {name: manifest for name, manifest in found.items() if manifest.has("query") and manifest.has("gallery")}
 
 
-def cross_domain(trained: Sequence[Path], tests: dict[str, Manifest], world: World, cache: Path) -> pd.DataFrame:
+def cross_domain(trained: Sequence[Path], tests: dict[str, Manifest], group: ProcessGroup, cache: Path) -> pd.DataFrame:
     """One row with COLUMNS per trained folder (or file of its weights) and test dataset; metrics as fractions."""
     rows = []
     for path in tqdm(trained, "cross-domain", leave=False):
         record = read_record(path.parent.parent if path.suffix == ".pt" else path)
         for name, manifest in tests.items():
-            scores, status = score_weights(path, record, manifest, world, cache)
+            scores, status = score_weights(path, record, manifest, group, cache)
             run = {key: record["run"][key] for key in RUN[:-1]}
             folds = record["data"].get("fold"), manifest.info.get("fold")
             rows.append(
@@ -112,7 +112,7 @@ def cross_domain(trained: Sequence[Path], tests: dict[str, Manifest], world: Wor
 
 
 def score_weights(
-    path: Path, record: dict[str, Any], manifest: Manifest, world: World, cache: Path
+    path: Path, record: dict[str, Any], manifest: Manifest, group: ProcessGroup, cache: Path
 ) -> tuple[dict[str, Any], str]:
     """Scores of a file of weights, or of a run's last epoch, on a dataset, or no scores and why."""
     if record["status"] != "ok":
@@ -124,7 +124,7 @@ def score_weights(
         return NO_SCORES, "not applicable: at test the method needs the cameras that it was trained with"
     weights = path if path.suffix == ".pt" else max((path / "weights").glob("epoch_*.pt"))
     method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    scores = TestSplit(manifest, run, record, world, cache).score(method)
+    scores = TestSplit(manifest, run, record, group, cache).score(method)
     return {"epoch": int(weights.stem.removeprefix("epoch_")), **scores.summary()}, "ok"
 
 

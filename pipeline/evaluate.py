@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     manifest = read_manifest(data)
     if options.out is None and not same_data(read_record(trained), manifest):
         raise UserError(f"{data} is not what {trained} was trained on; pass --out, a folder for these results")
-    world = distributed.start(options.device)
-    result, per_query, curves = score_run(trained, manifest, world, options.cache, options.rerank)
+    group = distributed.start(options.device)
+    result, per_query, curves = score_run(trained, manifest, group, options.cache, options.rerank)
     write(out, result, per_query, curves)
     print(headline(result))
     return 0

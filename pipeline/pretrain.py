@@ -56,17 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         print(f"initial weights for {manifest.name}: {start.source} -> {out}")
         return 0
-    world = distributed.start(options.device)
+    group = distributed.start(options.device)
     try:
         scratch = out / "pretraining"
-        record = train(run, manifest, start, options.seed, scratch, world, options.cache)
+        record = train(run, manifest, start, options.seed, scratch, group, options.cache)
         if record["status"] == "failed":
             raise UserError(f"pre-training failed: {record['reason']}")
-        if world.main:
+        if group.main:
             publish(run, scratch, start, manifest.name, out)
             print(f"warm start of {run.backbone} on {manifest.name} source -> {out}")
     finally:
-        distributed.finish(world)
+        distributed.finish(group)
     return 0
 
 

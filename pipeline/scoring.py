@@ -17,7 +17,7 @@ import datasets
 import methods
 from core.config import Patch, resolve
 from core.data import extract
-from core.distributed import World
+from core.distributed import ProcessGroup
 from core.engine import autocast
 from core.errors import UserError
 from core.images import ImageStore, load_images
@@ -46,7 +46,7 @@ NO_SCORES: dict[str, Any] = {
 
 
 def score_run(
-    trained: Path, manifest: Manifest, world: World, cache: Path, rerank: bool = False
+    trained: Path, manifest: Manifest, group: ProcessGroup, cache: Path, rerank: bool = False
 ) -> tuple[dict[str, Any], pd.DataFrame | None, pd.DataFrame]:
     """Score the run in folder ``trained`` on the manifest's query and gallery.
 
@@ -66,7 +66,7 @@ def score_run(
     curves = read_history(trained)
     if same_data(record, manifest):
         curves = curves.merge(audit_labels(trained, manifest, run), how="left", on="epoch")
-    test = TestSplit(manifest, run, record, world, cache)
+    test = TestSplit(manifest, run, record, group, cache)
     scores: dict[int, AnyScores] = {}
     for file in tqdm(sorted((trained / "weights").glob("epoch_*.pt")), "evaluate", leave=False):
         method.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
@@ -88,7 +88,7 @@ def score_run(
         "protocol": {key: getattr(protocol, key) for key in ("name", "version", "headline", "folds")},
         "tested_on": {"name": manifest.name, "fingerprint": manifest.fingerprint, **manifest.info},
         "selection": selection,
-        "evaluated_with": provenance(world, ROOT),
+        "evaluated_with": provenance(group, ROOT),
     }
     rows = pd.DataFrame([{"epoch": epoch, **s.summary()} for epoch, s in scores.items()])
     if len(rows):
@@ -173,8 +173,8 @@ class TestSplit:
 
     __test__ = False  # not a pytest class, whatever its name
 
-    def __init__(self, manifest: Manifest, run: Run, record: dict[str, Any], world: World, cache: Path) -> None:
-        self.world, self.run, self.manifest = world, run, manifest
+    def __init__(self, manifest: Manifest, run: Run, record: dict[str, Any], group: ProcessGroup, cache: Path) -> None:
+        self.group, self.run, self.manifest = group, run, manifest
         self.protocol = protocols.of_dataset(manifest.name)
         self.splits = {"query": self.protocol.query, "gallery": self.protocol.gallery}
         self.mean, self.std = tuple(record["input"]["mean"]), tuple(record["input"]["std"])
@@ -185,14 +185,14 @@ class TestSplit:
             rows[side][column].to_numpy() for column in ("person_id", "camera_id") for side in ("query", "gallery")
         ]
         self.images = {
-            side: ImageStore(load_images(manifest, split, size.height, size.width, cache / "images"), world.device)
+            side: ImageStore(load_images(manifest, split, size.height, size.width, cache / "images"), group.device)
             for side, split in self.splits.items()
         }
 
     def score(self, method: Method, rerank: bool = False) -> AnyScores:
         """Rank gallery for every query with the method's features and distance; touches no RNG and no BN state."""
         dtype = torch.float64 if self.run.config.precision == "fp64" else torch.float32
-        method.to(self.world.device, dtype).eval()
+        method.to(self.group.device, dtype).eval()
         method.to(memory_format=torch.channels_last)
         query = self._embed(method, "query", dtype)
         gallery = self._embed(method, "gallery", dtype)
@@ -211,7 +211,7 @@ class TestSplit:
             cameras = known_cameras(self.manifest, self.splits[side], self.needs)
 
         def embed(images: Tensor, seen: Tensor | None) -> dict[str, Tensor]:
-            with autocast(self.run.config.precision, self.world.device):
+            with autocast(self.run.config.precision, self.group.device):
                 return method.embed(images, seen)
 
         outputs = extract(
@@ -220,7 +220,7 @@ class TestSplit:
             self.run.config.extraction_batch,
             self.mean,
             self.std,
-            self.world,
+            self.group,
             cameras,
             dtype,
         )

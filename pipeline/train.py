@@ -14,7 +14,7 @@ import torch
 import methods
 from core import distributed
 from core.checkpoint import Checkpoint
-from core.distributed import World
+from core.distributed import ProcessGroup
 from core.engine import Progress, Trainer
 from core.manifest import Manifest, read_manifest
 from core.provenance import provenance
@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     manifest = read_manifest(options.data or data_folder(options.dataset))
     initial = read_initial(options.initial or initial_folder(options.dataset, run.backbone))
     out = options.out or Job(options.method, options.dataset, run.backbone, options.seed).trained
-    world = distributed.start(options.device)
+    group = distributed.start(options.device)
     try:
-        record = train(run, manifest, initial, options.seed, out, world, options.cache)
+        record = train(run, manifest, initial, options.seed, out, group, options.cache)
     finally:
-        distributed.finish(world)
-    if world.main:
+        distributed.finish(group)
+    if group.main:
         outcome = "failed: " + record["reason"] if record["status"] == "failed" else "trained"
         print(f"{run.title} on {run.dataset}, seed {options.seed}: {outcome}")
         print(f"  {record['cost']['images_seen']} images in {record['cost']['seconds_total']:.1f} s -> {out}")
@@ -62,7 +62,7 @@ def train(
     initial: Initial,
     seed: int,
     out: Path,
-    world: World,
+    group: ProcessGroup,
     cache: Path = CACHE,
 ) -> dict[str, Any]:
     """Train a run, resuming what an interrupted one left, and write ``out``.
@@ -72,11 +72,11 @@ def train(
     content of ``train.json``; its ``status`` is ``ok``, or ``failed`` with the reason.
     """
     needs = methods.load(run.method).needs(run.config)
-    data, capacity = training_data(run, manifest, needs, initial, world, cache)
+    data, capacity = training_data(run, manifest, needs, initial, group, cache)
     streams = Streams(seed)
     method = build_method(run, capacity, streams, initial)
-    checkpoint = Checkpoint(cache / "checkpoints", run_key(run, manifest, needs, initial, seed, world))
-    trainer = Trainer(method, data, run.config, streams, checkpoint, world)
+    checkpoint = Checkpoint(cache / "checkpoints", run_key(run, manifest, needs, initial, seed, group))
+    trainer = Trainer(method, data, run.config, streams, checkpoint, group)
     progress = trainer.fit()
     record = {
         "status": "failed" if progress.failure else "ok",
@@ -90,9 +90,9 @@ def train(
         "input": {"mean": initial.mean, "std": initial.std},
         "cost": cost(progress),
         "code": code_hash(run.method),
-        "provenance": provenance(world, ROOT),
+        "provenance": provenance(group, ROOT),
     }
-    if world.main:
+    if group.main:
         checkpoint.publish_weights(out / "weights", progress.epoch)
         _write(out, progress, record)
         checkpoint.delete()

@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-class World:
+class TinyWorld:
     """A prepared tiny dataset with its warm start, and the arguments that make entry points use them."""
 
     def __init__(self, folder: Path) -> None:
@@ -67,10 +67,10 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     """The tiny rendered dataset, prepared and warm-started once for the whole session."""
     torch.set_num_threads(THREADS)
-    made = World(tmp_path_factory.mktemp("world"))
+    made = TinyWorld(tmp_path_factory.mktemp("world"))
     assert prepare.main(["--dataset", "rendered", "--size", "tiny", "--world", "1", "--out", str(made.data)]) == 0
     arguments = ["--dataset", "rendered", "--profile", "tiny", "--device", "cpu", "--data", str(made.data)]
     for backbone in PARAMS["backbones"].values():

@@ -20,7 +20,7 @@ from core import augment, config
 from core.backbones.net import Embedder
 from core.backbones.pooling import AveragePooling
 from core.data import Labels, TrainingData
-from core.distributed import World
+from core.distributed import ProcessGroup
 from core.engine import Trainer
 from core.images import ImageStore
 from core.method import Method
@@ -70,7 +70,7 @@ class LockstepTrainer(Trainer):
     flips: Tensor
 
     def __init__(self, gold: Arrays, method: Method, data: TrainingData, cameras: np.ndarray) -> None:
-        super().__init__(method, data, method.config, Streams(0), NoCheckpoint(), data.world)
+        super().__init__(method, data, method.config, Streams(0), NoCheckpoint(), data.group)
         self.gold, self.cameras = gold, cameras
         self.compared: list[Comparison] = []
 
@@ -146,12 +146,12 @@ def lockstep(data: Arrays) -> Iterator[Comparison]:
     method.double()  # before the weights, which float32 parameters would round
     start = {key.removeprefix("state_0."): value for key, value in gold.items() if key.startswith("state_0.")}
     method.load_state_dict({suite_name(key): torch.from_numpy(value) for key, value in start.items()})
-    world = World(0, 1, torch.device("cpu"))
+    group = ProcessGroup(0, 1, torch.device("cpu"))
     cameras = gold["cameras"].astype(np.int64)
     mean, std = tuple(gold["mean"].tolist()), tuple(gold["std"].tolist())
-    images = ImageStore(torch.from_numpy(gold["images"]), world.device)
+    images = ImageStore(torch.from_numpy(gold["images"]), group.device)
     trainer = LockstepTrainer(
-        gold, method, TrainingData(images, kind.needs(settings), world, cameras, None, mean, std), cameras
+        gold, method, TrainingData(images, kind.needs(settings), group, cameras, None, mean, std), cameras
     )
     try:
         with no_bars(), mock.patch.object(augment, "draw", trainer.draw):

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from core.backbones.net import Embedder
 from core.config import Config
 from core.data import Batch, Labels, Needs, TrainingData
-from core.distributed import World
+from core.distributed import ProcessGroup
 from core.losses import cluster_nll
 from core.memory import CentroidMemory
 from core.method import Method
@@ -97,15 +97,15 @@ class JCL(Method):
         self.centroids = CentroidMemory.of_clusters(features, labels.ids, settings.momentum, "mean")
         if settings.mu:
             self.instances = ClusteredInstances(features, labels.ids, settings.instance_momentum)
-        self._draw_bands(generator, data.world)
+        self._draw_bands(generator, data.group)
 
-    def _draw_bands(self, generator: torch.Generator, world: World) -> None:
+    def _draw_bands(self, generator: torch.Generator, group: ProcessGroup) -> None:
         """Let WaveBlock draw this epoch's bands: one per batch-norm group, each process using those of its groups."""
         groups = self.config.backbone.bn_groups
-        share = groups // world.size
+        share = groups // group.size
         for module in self.modules():
             if isinstance(module, WaveBlock):
-                module.draw_from(generator, groups, slice(world.rank * share, (world.rank + 1) * share))
+                module.draw_from(generator, groups, slice(group.rank * share, (group.rank + 1) * share))
 
     def loss(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """L_C = CE(f c^T / t, y) and mu L_I = mu CE(s / t, y), s the hardest entry of each cluster (section 5)."""

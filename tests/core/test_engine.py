@@ -8,7 +8,7 @@ import torch
 
 from core.config import Schedule
 from core.data import Labels, Needs, TrainingData, UndeclaredAccess
-from core.distributed import World
+from core.distributed import ProcessGroup
 from core.engine import rate_factor
 from core.images import ImageStore
 from core.rng import Streams
@@ -34,19 +34,19 @@ def test_warm_up_rises_linearly_from_its_first_factor() -> None:
 
 @pytest.mark.parametrize(("batch", "size"), [(64, 1), (64, 4), (10, 4), (3, 2), (2, 4)])
 def test_ranks_share_a_batch_without_gap_or_overlap(batch: int, size: int) -> None:
-    rows = [row for rank in range(size) for row in range(batch)[World(rank, size, CPU).part(batch)]]
+    rows = [row for rank in range(size) for row in range(batch)[ProcessGroup(rank, size, CPU).part(batch)]]
     assert rows == list(range(batch))
 
 
 def test_ranks_share_a_batch_in_the_chunks_of_batch_norm() -> None:
     chunks = torch.arange(10).chunk(4)
-    parts = [torch.arange(10)[World(rank, 4, CPU).part(10)] for rank in range(4)]
+    parts = [torch.arange(10)[ProcessGroup(rank, 4, CPU).part(10)] for rank in range(4)]
     assert all(torch.equal(a, b) for a, b in zip(chunks, parts, strict=True))
 
 
 def data(needs: Needs) -> TrainingData:
     images = ImageStore(torch.zeros(4, 3, 8, 4, dtype=torch.uint8), CPU)
-    return TrainingData(images, needs, World(0, 1, CPU), np.arange(4), np.arange(4))
+    return TrainingData(images, needs, ProcessGroup(0, 1, CPU), np.arange(4), np.arange(4))
 
 
 def test_identities_are_out_of_reach_unless_declared() -> None:

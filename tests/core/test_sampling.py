@@ -13,7 +13,7 @@ from tests.reference_memory import companions
 P, K = 4, 4
 
 
-def world(seed: int = 0, size: int = 300) -> tuple[np.ndarray, np.ndarray]:
+def labelled(seed: int = 0, size: int = 300) -> tuple[np.ndarray, np.ndarray]:
     """Labels with outliers, clusters of one image and of one camera; camera ids of some unknown."""
     rng = np.random.default_rng(seed)
     labels, cameras = rng.integers(-1, 25, size), rng.integers(0, 5, size)
@@ -35,7 +35,7 @@ def groups_of(batches: list[np.ndarray]) -> list[np.ndarray]:
 @pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("singleton", ["fill", "repeat"])
 def test_outliers_are_never_drawn_and_every_batch_is_full(blind: bool, singleton: str) -> None:
-    labels, cameras = world()
+    labels, cameras = labelled()
     batches = list(pk_batches(labels, P, K, rng(), None if blind else cameras, singleton))
     assert {batch.shape for batch in batches} == {(P * K,)}
     assert (labels[np.concatenate(batches)] >= 0).all()
@@ -44,7 +44,7 @@ def test_outliers_are_never_drawn_and_every_batch_is_full(blind: bool, singleton
 @pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("seed", range(10))
 def test_companions_of_a_seed_follow_the_rule_of_cameras_and_replacement(blind: bool, seed: int) -> None:
-    labels, cameras = world(seed)
+    labels, cameras = labelled(seed)
     view = None if blind else cameras
     for entries in groups_of(list(pk_batches(labels, P, K, rng(seed), view, "repeat"))):
         first, others = int(entries[0]), entries[1:].tolist()
@@ -68,7 +68,7 @@ def test_without_replacement_needs_k_candidates_not_k_minus_one() -> None:
 
 
 def test_a_cluster_of_several_cameras_gives_an_image_of_another_camera_than_the_seeds() -> None:
-    labels, cameras = world()
+    labels, cameras = labelled()
     for seed in range(20):
         for entries in groups_of(list(pk_batches(labels, P, K, rng(seed), cameras, "repeat"))):
             if len(set(cameras[labels == labels[entries[0]]])) > 1:
@@ -87,7 +87,7 @@ def test_the_camera_blind_draw_mixes_cameras_as_they_come() -> None:
 
 def test_permuting_camera_ids_moves_no_draw() -> None:
     """Only which images share a camera matters, not what the camera is called."""
-    labels, cameras = world()
+    labels, cameras = labelled()
     renamed = np.array([3, 0, 4, 1, 2, -1])[cameras]
     for seed in range(5):
         original = list(pk_batches(labels, P, K, rng(seed), cameras))
@@ -158,7 +158,7 @@ def test_labels_without_a_cluster_are_refused_before_the_first_batch() -> None:
 
 
 def test_the_same_generator_state_gives_the_same_batches() -> None:
-    labels, cameras = world()
+    labels, cameras = labelled()
     for draw in (
         lambda seed: pk_batches(labels, P, K, rng(seed), cameras),
         lambda seed: proxy_batches(labels, cameras, P, K, rng(seed)),
@@ -171,7 +171,7 @@ def test_the_same_generator_state_gives_the_same_batches() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_proxy_batch_holds_p_distinct_proxies_with_k_images_of_their_own(seed: int) -> None:
-    labels, cameras = world(seed)
+    labels, cameras = labelled(seed)
     pairs = [(int(c), int(k)) for c, k in zip(labels, cameras, strict=True)]
     seen = Counter()
     for batch in proxy_batches(labels, cameras, P, K, rng(seed)):

@@ -18,7 +18,7 @@ GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("market_metric_*.npz
 ROW_KEYS = ("ap", "ap_trapezoid", "inp", "first_match_rank", "last_match_rank", "matches")
 
 
-class World:
+class Drawn:
     """Random distances and labels with distractors (0), junk (-1), unknown cameras (-1) and lonely queries."""
 
     def __init__(self, seed: int = 0, queries: int = 60, gallery: int = 300, levels: int | None = None) -> None:
@@ -67,7 +67,7 @@ def test_the_official_values_are_met(path: Path) -> None:
 @pytest.mark.parametrize("levels", [None, 30, 2, 0])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_figure_equals_the_literal_loops_with_and_without_ties(levels: int | None, seed: int) -> None:
-    world = World(seed, levels=levels)
+    world = Drawn(seed, levels=levels)
     scores, expected = world.scores(), reference_metrics.scores(world.distance, *world.labels)
     for name in ("mAP", "mAP_trapezoid", "mINP"):
         assert getattr(scores, name) == pytest.approx(expected[name], abs=1e-12)
@@ -80,7 +80,7 @@ def test_every_figure_equals_the_literal_loops_with_and_without_ties(levels: int
 
 
 def test_per_query_rows_carry_the_labels_of_their_query() -> None:
-    world = World()
+    world = Drawn()
     table = world.scores().per_query
     assert (table["person_id"] == world.query_ids[table["query"]]).all()
     assert (table["camera_id"] == world.query_cameras[table["query"]]).all()
@@ -88,7 +88,7 @@ def test_per_query_rows_carry_the_labels_of_their_query() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 60, 1000])
 def test_the_chunk_changes_nothing_and_bounds_every_block(chunk: int) -> None:
-    world, asked = World(), []
+    world, asked = Drawn(), []
 
     def block(rows: slice) -> np.ndarray:
         asked.append(rows.stop - rows.start)
@@ -100,13 +100,13 @@ def test_the_chunk_changes_nothing_and_bounds_every_block(chunk: int) -> None:
 
 
 def test_permuting_the_gallery_changes_nothing_without_ties() -> None:
-    world = World()
+    world = Drawn()
     order = np.random.default_rng(5).permutation(300)
     assert world.reordered(order).per_query.equals(world.scores().per_query)
 
 
 def test_the_distances_given_are_left_as_they_were() -> None:
-    world = World()
+    world = Drawn()
     before = world.distance.copy()
     world.scores()
     np.testing.assert_array_equal(world.distance, before)
@@ -174,7 +174,7 @@ def test_the_two_average_precisions_differ_as_published() -> None:
 
 
 def test_the_summary_is_plain_numbers_as_fractions() -> None:
-    summary = World().scores().summary()
+    summary = Drawn().scores().summary()
     assert list(summary) == [
         *("mAP", "mAP_trapezoid", "mINP", "rank1", "rank5", "rank10", "rank20"),
         *("valid_queries", "skipped_queries"),
@@ -315,14 +315,14 @@ def test_bad_input_is_an_error_that_names_the_array(arrays: dict[str, Any], mess
 
 
 def test_bad_distances_are_an_error_that_names_the_query() -> None:
-    world = World()
+    world = Drawn()
     world.distance[37, 3] = np.nan
     with pytest.raises(EvaluationError, match="the distances of query 37 hold NaN"):
         world.scores(chunk=16)
 
 
 def test_a_block_of_the_wrong_shape_is_an_error() -> None:
-    world = World()
+    world = Drawn()
     with pytest.raises(EvaluationError, match=r"queries 0..59 have shape \(60, 299\), expected \(60, 300\)"):
         evaluate_ranking(lambda rows: world.distance[rows, 1:], *world.labels)
 

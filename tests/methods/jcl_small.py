@@ -9,7 +9,7 @@ from core.backbones.batchnorm import set_bn_groups
 from core.backbones.net import seeded_init
 from core.config import Backbone, Config
 from core.data import Batch, Labels
-from core.distributed import World
+from core.distributed import ProcessGroup
 from methods.jcl.attention import Wam
 from methods.jcl.method import JCL, Settings
 
@@ -22,7 +22,7 @@ class Data:
 
     def __init__(self, features: Tensor, rank: int = 0, size: int = 1) -> None:
         self._features = features
-        self.world = World(rank, size, torch.device("cpu"))
+        self.group = ProcessGroup(rank, size, torch.device("cpu"))
 
     def features(self) -> Tensor:
         return self._features

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core.config import Clustering, Config, Sampler
 from core.data import Batch, Labels, Needs, TrainingData
-from core.distributed import World
+from core.distributed import ProcessGroup
 from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.jcl.attention import Wam
@@ -83,7 +83,7 @@ def labelled(cameras: np.ndarray, **settings: object) -> Labels:
     method.config = config
     centres = unit(seeded(2), 12, DIM).float()
     features = F.normalize(centres.repeat_interleave(10, 0) + 0.02 * torch.randn(120, DIM, generator=seeded(3)), dim=1)
-    data = TrainingData(None, JCL.needs(config), World(0, 1, torch.device("cpu")), cameras)  # type: ignore[arg-type]
+    data = TrainingData(None, JCL.needs(config), ProcessGroup(0, 1, torch.device("cpu")), cameras)  # type: ignore[arg-type]
     data.new_epoch(lambda: {"feature": features})
     return method.label(0, data)
 

@@ -13,7 +13,7 @@ from core.backbones.net import BACKBONES, Embedder, seeded_init
 from core.backbones.pooling import POOLINGS
 from core.backbones.resnet import STAGES, ResNet
 from core.data import Labels
-from core.distributed import World
+from core.distributed import ProcessGroup
 from methods.jcl.attention import NonLocal, ResidualCbam, Wam, WaveAttention, WaveBlock, wave_attention
 from tests.methods.draws import unit
 from tests.methods.jcl_small import DIM, NO_WAM, Data, batch_of, filled, jcl, seeded
@@ -108,7 +108,8 @@ def test_bands_do_not_depend_on_the_number_of_processes(generator, size: int) ->
     shares = [filled(jcl(small(), bn_groups=4, wam=wam), features, labels, rank=r, size=size) for r in range(size)]
     for stage, full in steps:
         parts = [
-            method.wam[stage](full[World(r, size, torch.device("cpu")).part(8)]) for r, method in enumerate(shares)
+            method.wam[stage](full[ProcessGroup(r, size, torch.device("cpu")).part(8)])
+            for r, method in enumerate(shares)
         ]
         assert torch.equal(torch.cat(parts), whole.wam[stage](full))
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.distributed import World
+from core.distributed import ProcessGroup
 from methods.pisl import losses, patches, released
 from methods.pisl.diffusion import (
     Denoiser,
@@ -203,7 +203,7 @@ def test_training_noise_is_drawn_for_the_full_batch_and_each_process_takes_its_p
     whole = started(pisl()).forward(batch_of())
     for rank in (0, 1):
         batch = batch_of()
-        mine = World(rank, 2, torch.device("cpu")).part(8)
+        mine = ProcessGroup(rank, 2, torch.device("cpu")).part(8)
         local = started(pisl()).forward(dataclasses.replace(batch, images=[batch.images[0][mine]], part=mine))
         assert torch.equal(local["noise"], whole["noise"][mine])
 

@@ -18,7 +18,7 @@ from core.data import Needs
 from core.errors import UserError
 from core.manifest import Manifest, read_manifest
 from pipeline import cross_domain, evaluate, prepare, train
-from tests.conftest import World
+from tests.conftest import TinyWorld
 
 PARAMS = """
 profile: tiny
@@ -31,7 +31,7 @@ seeds: [0]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, world: TinyWorld) -> Path:
     """A folder with two worlds, `warm_start` trained on both and `cluster_contrast` on the first."""
     folder = tmp_path_factory.mktemp("domains")
     (folder / "params.yaml").write_text(PARAMS)
@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tested(made: Path, world: World) -> tuple[pd.DataFrame, str]:
+def tested(made: Path, world: TinyWorld) -> tuple[pd.DataFrame, str]:
     """The whole matrix, once, and what was printed to stderr."""
     errors = io.StringIO()
     with contextlib.chdir(made), contextlib.redirect_stderr(errors):
@@ -65,7 +65,7 @@ def here(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(world: World, params: str) -> pd.DataFrame:
+def run(world: TinyWorld, params: str) -> pd.DataFrame:
     arguments = ["--params", params, "--cache", str(world.cache), "--device", "cpu", "--out", "out"]
     assert cross_domain.main(arguments) == 0
     return pd.read_csv("out/cross_domain.csv")
@@ -103,7 +103,7 @@ def test_cells_are_means_over_seeds_in_percent() -> None:
     assert cross_domain.markdown(grid).splitlines()[-1].endswith("| 50.0    | 50.0     | -       |")
 
 
-def test_the_diagonal_is_what_evaluate_says(here: Path, world: World, tested: tuple[pd.DataFrame, str]) -> None:
+def test_the_diagonal_is_what_evaluate_says(here: Path, world: TinyWorld, tested: tuple[pd.DataFrame, str]) -> None:
     cells, _ = tested
     trained = Path("results/training/cluster_contrast-first-resnet18_half-0")
     evaluate.main(world.evaluate_arguments("cluster_contrast", trained, here / "scored", "--params", "params.yaml"))
@@ -113,7 +113,7 @@ def test_the_diagonal_is_what_evaluate_says(here: Path, world: World, tested: tu
     assert cell["epoch"] == last["epoch"] == 2
 
 
-def test_a_failed_run_is_a_row_that_says_so(here: Path, world: World) -> None:
+def test_a_failed_run_is_a_row_that_says_so(here: Path, world: TinyWorld) -> None:
     file = Path("results/training/cluster_contrast-first-resnet18_half-0/train.json")
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "status": "failed", "reason": "loss is not finite"}))
@@ -123,7 +123,7 @@ def test_a_failed_run_is_a_row_that_says_so(here: Path, world: World) -> None:
 
 
 def test_a_method_that_tests_with_cameras_stays_on_its_own_dataset(
-    here: Path, world: World, monkeypatch: pytest.MonkeyPatch
+    here: Path, world: TinyWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = methods.load("cluster_contrast")
     plain = kind.needs
@@ -137,7 +137,7 @@ def test_a_method_that_tests_with_cameras_stays_on_its_own_dataset(
     assert cells.loc["second", "status"].startswith("not applicable")
 
 
-def test_any_checkpoint_can_be_tested_and_epochs_stay_apart(here: Path, world: World) -> None:
+def test_any_checkpoint_can_be_tested_and_epochs_stay_apart(here: Path, world: TinyWorld) -> None:
     moved = shutil.move("results/training/cluster_contrast-first-resnet18_half-0", "my run")
     arguments = ["--cache", str(world.cache), "--device", "cpu", "--out", "out"]
     weights = [f"{moved}/weights/epoch_001.pt", f"{moved}/weights/epoch_002.pt"]

@@ -10,11 +10,11 @@ import torch
 
 from core.manifest import Manifest, read_manifest
 from pipeline import pretrain
-from tests.conftest import World
+from tests.conftest import TinyWorld
 
 
 @pytest.fixture
-def sourceless(world: World, tmp_path: Path) -> list[str]:
+def sourceless(world: TinyWorld, tmp_path: Path) -> list[str]:
     """Arguments for a dataset that has no labelled source split, as no real one has."""
     manifest = read_manifest(world.data)
     table = manifest.table[manifest.table["split"] != "source"]
@@ -23,7 +23,7 @@ def sourceless(world: World, tmp_path: Path) -> list[str]:
     return ["--dataset", "market1501", "--profile", "tiny", "--device", "cpu", *where]
 
 
-def test_a_warm_start_says_what_it_was_trained_on(world: World) -> None:
+def test_a_warm_start_says_what_it_was_trained_on(world: TinyWorld) -> None:
     record = json.loads((world.initial / "initial.json").read_text())
     assert record["source"] == "rendered source, labelled"
     weights = torch.load(world.initial / "weights.pt", weights_only=True)
@@ -36,7 +36,9 @@ def test_without_source_and_without_weights_there_is_nothing_to_start_from(sourc
         pretrain.main(sourceless)
 
 
-def test_a_user_s_checkpoint_becomes_the_initial_weights(world: World, sourceless: list[str], tmp_path: Path) -> None:
+def test_a_user_s_checkpoint_becomes_the_initial_weights(
+    world: TinyWorld, sourceless: list[str], tmp_path: Path
+) -> None:
     ours = torch.load(world.initial / "weights.pt", weights_only=True)
     theirs = {f"module.base.{k.removeprefix('backbone.')}": v for k, v in ours.items() if k.startswith("backbone.")}
     torch.save({"state_dict": {**theirs, "module.fc.weight": torch.zeros(3, 3)}}, tmp_path / "theirs.pth")

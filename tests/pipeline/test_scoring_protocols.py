@@ -25,7 +25,7 @@ from reports.compare import compare
 from reports.record import read_result
 from reports.table import read_results
 from tests import trees
-from tests.conftest import World
+from tests.conftest import TinyWorld
 
 NAME = "cuhk03_classic_detected"
 FOLDS = (f"{NAME}-0", f"{NAME}-1")
@@ -55,13 +55,13 @@ def trained(dataset: str) -> Path:
     return Path(f"results/training/supervised-{dataset}-resnet18_half-0")
 
 
-def command(world: World, dataset: str, *more: str) -> list[str]:
+def command(world: TinyWorld, dataset: str, *more: str) -> list[str]:
     """Arguments that train, evaluate and cross_domain share."""
     return ["--method", "supervised", "--dataset", dataset, "--cache", str(world.cache), "--device", "cpu", *more]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, world: TinyWorld) -> Path:
     """Two folds of a small CUHK03, prepared, trained on for an epoch and scored, by the entry points."""
     place = tmp_path_factory.mktemp("classic")
     (place / "params.yaml").write_text(PARAMS)
@@ -143,14 +143,16 @@ def test_feature_files_of_the_same_runs_get_the_same_figures(here: Path, capsys:
     assert table.groupby("fold")["rank1"].mean().tolist() == pytest.approx([last["rank1"], other["rank1"]])
 
 
-def test_scoring_again_draws_the_same_galleries(here: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scoring_again_draws_the_same_galleries(
+    here: Path, world: TinyWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = [(folder(FOLDS[0]) / name).read_bytes() for name in ("metrics.json", "queries.csv")]
     assert evaluate.main(command(world, FOLDS[0])) == 0
     assert before == [(folder(FOLDS[0]) / name).read_bytes() for name in ("metrics.json", "queries.csv")]
     assert f"supervised on {FOLDS[0]}, seed 0: no mAP under its protocol, rank-1 " in capsys.readouterr().out
 
 
-def test_a_market_run_is_scored_by_the_market_rules_as_before(here: Path, world: World) -> None:
+def test_a_market_run_is_scored_by_the_market_rules_as_before(here: Path, world: TinyWorld) -> None:
     plain = read_manifest(world.data)
     market = Manifest(plain.table, plain.root.resolve(), "market1501", plain.fingerprint, plain.info)
     market.write(Path("data/market1501"))
@@ -308,7 +310,7 @@ def test_runs_without_ap_are_not_compared_and_say_why(here: Path) -> None:
     assert table["seeds"].tolist() == [1]
 
 
-def test_cross_domain_averages_folds_and_leaves_out_people_that_were_trained_on(here: Path, world: World) -> None:
+def test_cross_domain_averages_folds_and_leaves_out_people_that_were_trained_on(here: Path, world: TinyWorld) -> None:
     plain = read_manifest(world.data)
     Manifest(plain.table, plain.root.resolve(), "rendered", plain.fingerprint, plain.info).write(Path("data/rendered"))
     arguments = ["--cache", str(world.cache), "--device", "cpu", "--out", "out"]
@@ -325,13 +327,13 @@ def test_cross_domain_averages_folds_and_leaves_out_people_that_were_trained_on(
     assert grid["rendered"][0] == pytest.approx(100 * cells[cells["tested_on"] == "rendered"]["mAP"].mean())
 
 
-def test_a_run_is_not_tested_on_a_fold_whose_people_it_was_trained_on(here: Path, world: World) -> None:
+def test_a_run_is_not_tested_on_a_fold_whose_people_it_was_trained_on(here: Path, world: TinyWorld) -> None:
     with pytest.raises(ValueError, match="cannot be tested on cuhk03_classic_detected: CUHK03's partitions"):
         evaluate.main(command(world, FOLDS[0], "--data", f"data/{FOLDS[1]}", "--out", "elsewhere"))
     assert not Path("elsewhere").exists()
 
 
-def test_results_on_other_data_do_not_overwrite_the_runs_own(here: Path, world: World) -> None:
+def test_results_on_other_data_do_not_overwrite_the_runs_own(here: Path, world: TinyWorld) -> None:
     before = (folder(FOLDS[0]) / "result.json").read_bytes()
     with pytest.raises(ValueError, match=r"is not what .* was trained on; pass --out"):
         evaluate.main(command(world, FOLDS[0], "--data", str(world.data)))
@@ -343,7 +345,7 @@ def test_results_on_other_data_do_not_overwrite_the_runs_own(here: Path, world: 
     assert "audit_ari" not in pd.read_csv("elsewhere/curves.csv"), "pseudo-labels are of the training data"
 
 
-def test_reranking_is_refused_where_the_gallery_is_drawn(here: Path, world: World) -> None:
+def test_reranking_is_refused_where_the_gallery_is_drawn(here: Path, world: TinyWorld) -> None:
     with pytest.raises(ValueError, match="--rerank needs the whole gallery"):
         evaluate.main(command(world, FOLDS[0], "--rerank"))
 

@@ -21,7 +21,7 @@ from core.manifest import Manifest, read_manifest
 from pipeline import evaluate, train
 from pipeline.jobs import ROOT
 from pipeline.settings import variants
-from tests.conftest import World
+from tests.conftest import TinyWorld
 
 TRAINED = sorted(set(methods.available()) - {"warm_start"})
 
@@ -34,13 +34,13 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def run(world: World, method: str, out: Path, *more: str) -> dict[str, object]:
+def run(world: TinyWorld, method: str, out: Path, *more: str) -> dict[str, object]:
     assert train.main(world.train_arguments(method, out, *more)) == 0
     return json.loads((out / "train.json").read_text())
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_every_method_trains_and_is_scored_on_rendered_people(world: World, method: str, tmp_path: Path) -> None:
+def test_every_method_trains_and_is_scored_on_rendered_people(world: TinyWorld, method: str, tmp_path: Path) -> None:
     record = run(world, method, tmp_path / "trained")
     assert record["status"] == "ok", record["reason"]
     assert record["cost"]["images_seen"] == 2 * 3 * 16
@@ -61,7 +61,7 @@ def test_every_method_trains_and_is_scored_on_rendered_people(world: World, meth
 
 
 @pytest.mark.parametrize("method", methods.available())
-def test_every_variant_of_a_method_resolves(method: str, world: World, tmp_path: Path) -> None:
+def test_every_variant_of_a_method_resolves(method: str, world: TinyWorld, tmp_path: Path) -> None:
     from pipeline.settings import method_config, resolve_run
 
     named = variants(method) + list(method_config(method).get("ablations") or {})
@@ -71,7 +71,7 @@ def test_every_variant_of_a_method_resolves(method: str, world: World, tmp_path:
             assert resolve_run(name, dataset, {"profile": "published"}).dataset == dataset
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(world: World, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(world: TinyWorld, tmp_path: Path) -> None:
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
         run(world, "hhcl", tmp_path / name, "--seed", seed)
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(world: Wor
 
 @pytest.mark.parametrize("method", sorted(set(TRAINED) - {"supervised"}))
 def test_permuting_person_ids_leaves_the_trained_weights_bit_identical(
-    world: World, method: str, tmp_path: Path
+    world: TinyWorld, method: str, tmp_path: Path
 ) -> None:
     manifest = read_manifest(world.data)
     table = manifest.table.copy()
@@ -93,7 +93,7 @@ def test_permuting_person_ids_leaves_the_trained_weights_bit_identical(
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "permuted"))
 
 
-def test_the_supervised_bound_does_see_the_ids(world: World, tmp_path: Path) -> None:
+def test_the_supervised_bound_does_see_the_ids(world: TinyWorld, tmp_path: Path) -> None:
     """The counterpart of the test above: it shows that a permutation can be seen at all."""
     manifest = read_manifest(world.data)
     table = manifest.table.copy()
@@ -104,7 +104,7 @@ def test_the_supervised_bound_does_see_the_ids(world: World, tmp_path: Path) -> 
     assert not same(weights(tmp_path / "plain"), weights(tmp_path / "permuted"))
 
 
-def test_evaluating_touches_no_random_stream_and_no_batch_norm_state(world: World, tmp_path: Path) -> None:
+def test_evaluating_touches_no_random_stream_and_no_batch_norm_state(world: TinyWorld, tmp_path: Path) -> None:
     run(world, "cluster_contrast", tmp_path / "trained")
     before = weights(tmp_path / "trained")
     torch.manual_seed(7)
@@ -122,7 +122,7 @@ LONG = ("--set", "schedule.epochs=4", "--set", "schedule.iterations=4")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["cluster_contrast", "hhcl-paper", "hcl"])
-def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(world: World, method: str, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(world: TinyWorld, method: str, tmp_path: Path) -> None:
     run(world, method, tmp_path / "whole", *LONG)
     arguments = world.train_arguments(method, tmp_path / "killed", *LONG)
     arguments += ["--cache", str(tmp_path / "cache")]
@@ -158,7 +158,9 @@ def wait_for_epoch(cache: Path, epochs: int, process: subprocess.Popen[bytes]) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["hhcl", "pisl"])  # the second takes its rank's part of what it draws
-def test_two_processes_equal_one_process_with_two_batch_norm_groups(method: str, world: World, tmp_path: Path) -> None:
+def test_two_processes_equal_one_process_with_two_batch_norm_groups(
+    method: str, world: TinyWorld, tmp_path: Path
+) -> None:
     double = ["--set", "precision=fp64", "--set", "backbone.bn_groups=2", "--set", "schedule.epochs=1"]
     double += ["--threads", "1", "--set", "extraction_batch=16"]
     run(world, method, tmp_path / "one", *double)
@@ -175,7 +177,7 @@ def test_two_processes_equal_one_process_with_two_batch_norm_groups(method: str,
         torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_a_loss_that_is_not_finite_ends_as_a_failed_row_with_exit_status_zero(world: World, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_as_a_failed_row_with_exit_status_zero(world: TinyWorld, tmp_path: Path) -> None:
     record = run(world, "hhcl", tmp_path / "trained", "--set", "settings.temperature=1.0e-45")
     assert record["status"] == "failed"
     assert "loss is not finite in epoch 1, step 1" in record["reason"]
@@ -186,13 +188,13 @@ def test_a_loss_that_is_not_finite_ends_as_a_failed_row_with_exit_status_zero(wo
     assert metrics["mAP"] is None
 
 
-def test_clusters_that_collapse_twice_running_end_as_a_failed_row(world: World, tmp_path: Path) -> None:
+def test_clusters_that_collapse_twice_running_end_as_a_failed_row(world: TinyWorld, tmp_path: Path) -> None:
     record = run(world, "cluster_contrast", tmp_path / "trained", "--set", "clustering.eps=0.0")
     assert record["status"] == "failed"
     assert "fewer than two clusters in epochs 1 and 2" in record["reason"]
 
 
-def test_a_dataset_without_cameras_is_refused_by_a_method_that_uses_them(world: World, tmp_path: Path) -> None:
+def test_a_dataset_without_cameras_is_refused_by_a_method_that_uses_them(world: TinyWorld, tmp_path: Path) -> None:
     manifest = read_manifest(world.data)
     table = manifest.table.assign(camera_id=-1)
     Manifest(table, manifest.root.resolve(), manifest.name, manifest.fingerprint).write(tmp_path / "blind")
@@ -204,7 +206,7 @@ def test_a_dataset_without_cameras_is_refused_by_a_method_that_uses_them(world: 
     )
 
 
-def test_missing_initial_weights_say_which_command_makes_them(world: World, tmp_path: Path) -> None:
+def test_missing_initial_weights_say_which_command_makes_them(world: TinyWorld, tmp_path: Path) -> None:
     arguments = world.train_arguments("hhcl", tmp_path / "out", "--initial", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"run `python -m pipeline\.pretrain"):
         train.main(arguments)

@@ -18,7 +18,7 @@ from pipeline import ablation, sweep
 from pipeline.jobs import ROOT, Job, default_backbone, jobs
 from pipeline.settings import ablation_rows, method_config, row_name
 from reports import ablation as tables
-from tests.conftest import World
+from tests.conftest import TinyWorld
 from tests.reports.synthetic import write_result
 
 ABLATED = [name for name in methods.available() if method_config(name).get("ablations")]
@@ -35,7 +35,7 @@ PARAMS = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, world: TinyWorld) -> Path:
     """A working directory with the tiny dataset, its warm start and a params.yaml."""
     folder = tmp_path_factory.mktemp("ablations")
     (folder / "data").mkdir()

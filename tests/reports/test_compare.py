@@ -14,7 +14,7 @@ from pipeline import evaluate, train
 from pipeline.jobs import Job
 from reports import compare, leaderboard, table
 from reports.record import read_result
-from tests.conftest import World
+from tests.conftest import TinyWorld
 from tests.reports.synthetic import write_params, write_result
 
 PEOPLE = np.repeat(np.arange(40), 4)
@@ -231,7 +231,7 @@ def test_a_result_that_is_no_json_says_what_to_run(here: Path) -> None:
         read_result(folder)
 
 
-def test_results_of_the_real_entry_points_pass_the_checks_and_are_compared(here: Path, world: World) -> None:
+def test_results_of_the_real_entry_points_pass_the_checks_and_are_compared(here: Path, world: TinyWorld) -> None:
     Path("train.yaml").write_text("profile: tiny\nbackbones: {cnn: resnet18_half}\nthreads: 2\n")
     for method in ("warm_start", "cluster_contrast"):
         trained, scored = here / "trained" / method, here / Job(method, "rendered", "resnet18_half", 0).evaluated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,15 +17,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.errors import UserError
-from core.manifest import Manifest
+from core.manifest import Manifest, ManifestError
+
+LISTED = 50  # problems that a message lists
+WIDE_MODES = ("I", "F")  # Pillow's pixels of more than 8 bits; their conversion to RGB clips at 255
 
 
 class UnreadableImages(UserError):
-    """Images that are missing or cannot be decoded; the message lists every one of them."""
+    """Images that are missing or cannot be decoded: ``problems`` holds every one, the message lists the first."""
 
     def __init__(self, problems: Sequence[tuple[Path, str]]) -> None:
         self.problems = list(problems)
-        listing = "\n".join(f"  {path}: {reason}" for path, reason in self.problems)
+        lines = [f"  {path}: {reason}" for path, reason in self.problems[:LISTED]]
+        if len(self.problems) > LISTED:
+            lines.append(f"  and {len(self.problems) - LISTED} more")
+        listing = "\n".join(lines)
         super().__init__(
             f"{len(self.problems)} image(s) cannot be read; restore or remove them and prepare the "
             f"dataset again:\n{listing}"
@@ -37,8 +44,16 @@ def find_unreadable(paths: Sequence[Path], progress: bool = True) -> list[tuple[
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """RGB pixels (H, W, 3); with ``size`` = (height, width) resized by Pillow's bicubic filter."""
+    """RGB pixels (H, W, 3); with ``size`` = (height, width) resized by Pillow's bicubic filter.
+
+    Raises ValueError for a file of several pictures and for pixels of more than 8 bits, which have no scale that is
+    right for all.
+    """
     with Image.open(path) as image:
+        if image.mode.startswith(WIDE_MODES):
+            raise ValueError(f"its pixels have more than 8 bits (mode {image.mode}); save it with 8 bits per channel")
+        if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG with a preview behind it
+            raise ValueError("it holds several pictures; save the one that is meant")
         pixels = image.convert("RGB")
     if size is not None:
         pixels = pixels.resize((size[1], size[0]), Image.Resampling.BICUBIC)
@@ -57,9 +72,15 @@ def load_images(
 
     Converted to RGB and resized by Pillow's bicubic filter, as torchvision's Resize does. With a
     ``cache`` folder the result is kept as ``.npy`` and memory-mapped, so that N images need no
-    N images of memory. Raises UnreadableImages with every image that fails.
+    N images of memory. Raises UnreadableImages with every image that fails, and ManifestError when their folder is
+    gone.
     """
     paths = manifest.paths(split)
+    if not manifest.root.is_dir():
+        raise ManifestError(
+            f"the images of '{manifest.name}' were prepared in {manifest.root}, which is not there now; bring the "
+            "folder back or prepare the dataset again"
+        )
     shape = (len(paths), 3, height, width)
     if cache is None:
         images = np.empty(shape, np.uint8)
@@ -126,13 +147,18 @@ def _read_all(
 
     def attempt(row: int) -> str | None:
         try:
+            # Checked first: opening a named pipe would wait for ever.
+            if not stat.S_ISREG(os.stat(paths[row]).st_mode):
+                return "it is not a regular file"
             pixels = read_image(paths[row], size)
         except FileNotFoundError:
             return "the file does not exist"
+        except MemoryError:
+            raise
         # Pillow's decoders raise unrelated types on damaged files (OSError, SyntaxError,
         # ValueError, struct.error, ...); whichever it is, the image cannot be read.
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         keep(row, pixels)
         return None
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,18 +54,30 @@ def read_key(name: str) -> Key:
     return Key(*(int(number) for number in match.groups()))
 
 
+@contextmanager
+def foreign(path: Path, kind: str) -> Iterator[None]:
+    """Turn what reading a foreign file may raise into a DatasetError that names it; ``kind``: what it should be.
+
+    h5py and scipy raise unrelated types on files that are damaged or laid out otherwise.
+    """
+    try:
+        yield
+    except DatasetError:
+        raise
+    except Exception as error:
+        raise DatasetError(f"{path} is not {kind}: {type(error).__name__}: {error}") from error
+
+
 class Matrix:
     """``cuhk-03.mat``, opened for reading; use as a context manager."""
 
     def __init__(self, folder: Path, boxes: str) -> None:
         import h5py  # only this dataset needs it
 
-        self.path = next(folder / name for name in MATRIX if (folder / name).is_file())
-        try:
+        self.path = next((folder / name for name in MATRIX if (folder / name).is_file()), folder / MATRIX[0])
+        with self._read():
             self.file = h5py.File(self.path, "r")
             self.pairs = [self.file[reference] for reference in self.file[boxes][:].ravel()]
-        except (OSError, KeyError) as error:
-            raise DatasetError(f"{self.path} is not the HDF5 file of CUHK03: {error}") from error
 
     def __enter__(self) -> Matrix:
         return self
@@ -72,42 +85,64 @@ class Matrix:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
+    def has(self, key: Key) -> bool:
+        """Whether there is an image; reads no pixels."""
+        with self._read():
+            return self._cell(key) is not None
+
     def pixels(self, key: Key) -> np.ndarray | None:
         """(height, width, 3) uint8, or None where the cell is empty or does not exist."""
-        if not 1 <= key.pair <= len(self.pairs):
-            return None
-        images, people = self.pairs[key.pair - 1].shape
-        if not (1 <= key.person <= people and 1 <= key.image <= images):
-            return None
-        stored = self.file[self.pairs[key.pair - 1][key.image - 1, key.person - 1]]
-        return stored[:].T.astype(np.uint8) if stored.ndim == 3 else None
+        with self._read():
+            cell = self._cell(key)
+            if cell is None:
+                return None
+            if cell.dtype != np.uint8 or cell.shape[0] != 3:
+                raise ValueError(f"{key.name} holds {cell.dtype} {cell.shape[::-1]}, no RGB image of 8 bits")
+            return cell[:].T
 
     def cells(self) -> Iterator[Key]:
         """Every place for an image, empty ones included, in file order."""
         for pair, cells in enumerate(self.pairs, 1):
-            images, people = cells.shape
+            images, people = self._shape(cells)
             for person in range(1, people + 1):
                 for image in range(1, images + 1):
                     yield Key(pair, person, 1 + (image > IMAGES_PER_VIEW), image)
 
     def test_people(self, fold: int) -> set[tuple[int, int]]:
         """(pair, person) of the test set of one of the 20 classic splits."""
-        sets: Any = self.file["testsets"][:].ravel()
-        return {(int(pair), int(person)) for pair, person in self.file[sets[fold]][:].T}
+        with self._read():
+            sets: Any = self.file["testsets"][:].ravel()
+            return {(int(pair), int(person)) for pair, person in self.file[sets[fold]][:].T}
+
+    def _cell(self, key: Key) -> Any:
+        """The stored array (3, width, height), or None."""
+        if not 1 <= key.pair <= len(self.pairs):
+            return None
+        images, people = self._shape(self.pairs[key.pair - 1])
+        if not (1 <= key.person <= people and 1 <= key.image <= images):
+            return None
+        stored = self.file[self.pairs[key.pair - 1][key.image - 1, key.person - 1]]
+        return stored if stored.ndim == 3 else None
+
+    def _shape(self, cells: Any) -> tuple[int, int]:
+        """Images and people of a pair."""
+        with self._read():
+            images, people = cells.shape
+            return images, people
+
+    def _read(self) -> AbstractContextManager[None]:
+        return foreign(self.path, "the HDF5 file of CUHK03")
 
 
 def write_images(matrix: Matrix, files: Iterable[tuple[Key, Path]], target: Path) -> None:
-    """Write images to their paths below ``target``, emptied first; all that are missing are reported."""
-    empty_own_folder(target)
-    missing = []
-    for key, path in tqdm(list(files), "unpacking cuhk-03.mat", unit="image", leave=False):
-        pixels = matrix.pixels(key)
-        if pixels is None:
-            missing.append(key.name)
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
+    """Write images to their paths below ``target``, emptied first; missing ones are reported before all are written."""
+    files = list(files)
+    missing = [key.name for key, _ in files if not matrix.has(key)]
     if missing:
         raise DatasetError(
             f"{matrix.path} lacks {len(missing)} image(s) that the protocol lists: " + ", ".join(missing)
         )
+    empty_own_folder(target)
+    for key, path in tqdm(files, "unpacking cuhk-03.mat", unit="image", leave=False):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(matrix.pixels(key)).save(path)

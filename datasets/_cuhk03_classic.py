@@ -47,7 +47,7 @@ def unpack(folder: Path, target: Path, fold: int, boxes: str) -> Path:
         for key in matrix.cells():
             who = (key.pair, key.person)
             number = numbers.setdefault(who, len(numbers) + 1)
-            if matrix.pixels(key) is not None:
+            if matrix.has(key):
                 part = "test" if who in test else "train"
                 files.append((key, target / part / f"{number:04d}_c{key.view}_{key.name}"))
         _cuhk03.write_images(matrix, files, target)

@@ -69,16 +69,19 @@ def unpack(folder: Path, target: Path, fold: int, boxes: str) -> Path:
 
 def protocol_files(config: Path, target: Path) -> list[tuple[_cuhk03.Key, Path]]:
     """Every listed image and the file to write it to; indices in the file count from 1."""
-    settings = loadmat(config)
-    absent = [key for key in ("filelist", "labels", "camId", *SPLITS) if key not in settings]
-    if absent:
-        raise DatasetError(f"{config} lacks {', '.join(absent)}; is it the new protocol's file?")
-    names = [str(np.asarray(entry).item()) for entry in settings["filelist"].ravel()]
-    people, cameras = settings["labels"].ravel(), settings["camId"].ravel()
-    files = []
-    for split, part in zip(SPLITS, MARKET_LAYOUT, strict=True):
-        for row in settings[split].ravel().astype(int) - 1:
-            name = f"{int(people[row]):04d}_c{int(cameras[row])}_{names[row]}"
-            key = _cuhk03.read_key(names[row])
-            files.append((key, target / part / name))
+    with _cuhk03.foreign(config, "the new protocol's file"):
+        settings = loadmat(config)
+        absent = [key for key in ("filelist", "labels", "camId", *SPLITS) if key not in settings]
+        if absent:
+            raise DatasetError(f"{config} lacks {', '.join(absent)}; is it the new protocol's file?")
+        names = [str(np.asarray(entry).item()) for entry in settings["filelist"].ravel()]
+        people, cameras = (settings[key].ravel() for key in ("labels", "camId"))
+        files = []
+        for split, part in zip(SPLITS, MARKET_LAYOUT, strict=True):
+            for number in settings[split].ravel():
+                if not 1 <= number <= min(len(names), len(people), len(cameras)):
+                    raise ValueError(f"{split} holds {number}, but {len(names)} images are listed")
+                row = int(number) - 1
+                name = f"{int(people[row]):04d}_c{int(cameras[row])}_{names[row]}"
+                files.append((_cuhk03.read_key(names[row]), target / part / name))
     return files

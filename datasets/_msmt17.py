@@ -12,6 +12,7 @@ from datasets.base import DatasetError, table
 LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
 # Third field of a name such as 0000_003_12_0303morning_0015_0.jpg.
 CAMERA_PATTERN = re.compile(r"[^_/]+_[^_/]+_(\d+)_[^/]*$")
+LABEL = re.compile("[0-9]+")
 
 
 def index(folder: Path, train: str, test: str) -> pd.DataFrame:
@@ -32,12 +33,16 @@ def index(folder: Path, train: str, test: str) -> pd.DataFrame:
 def _read_list(folder: Path, name: str, images: str, split: str, first_person: int) -> list[dict[str, object]]:
     """Rows of one list, whose lines are ``PERSON/NAME.jpg LABEL``."""
     rows: list[dict[str, object]] = []
-    for number, line in enumerate((folder / name).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{folder / name} is no list in UTF-8: {error}") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         path, _, label = line.strip().rpartition(" ")
         camera = CAMERA_PATTERN.search(path)
-        if camera is None or not label.isdigit():
+        if camera is None or not LABEL.fullmatch(label):
             raise DatasetError(
                 f"{folder / name}, line {number}: expected 'PERSON/PERSON_IMAGE_CAMERA_....jpg "
                 f"LABEL', found '{line.strip()}'"

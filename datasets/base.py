@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,13 +13,18 @@ from pathlib import Path
 import pandas as pd
 
 from core.errors import UserError
-from core.manifest import UNKNOWN
+from core.images import LISTED
+from core.manifest import LABELS, UNKNOWN, leaving
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 COLUMNS = ("path", "split", "person_id", "camera_id")
+# In a path: control characters, and bytes that are no text, which Python reads as lone surrogates.
+NO_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 OWN_MARK = ".written-by-prepare"  # only folders that hold this file are ever emptied
 # The layout that Market-1501 introduced: folder -> split.
 MARKET_LAYOUT = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
+
+TRAINING = ("source", "train")
 
 # split -> {"images": ..., "identities": ..., "cameras": ...}
 Counts = Mapping[str, Mapping[str, int]]
@@ -92,21 +98,30 @@ def is_image(name: str) -> bool:
 
 def images_in(folder: Path) -> list[str]:
     """Sorted names of the images directly in ``folder``."""
-    return sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir())
+    return sorted(entry.name for entry in entries(folder) if is_image(entry.name) and not entry.is_dir())
 
 
-def images_below(folder: Path) -> Iterator[Path]:
-    """Images anywhere below ``folder``, sorted, relative to it; hidden folders are left out."""
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _loops(parent, name))
-        for name in sorted(filter(is_image, names)):
-            yield (Path(parent) / name).relative_to(folder)
+def images_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Images anywhere below ``folder``, sorted, relative to it; hidden folders are left out.
+
+    ``above``: the folders that it lies in, so that a link to one of them is not followed in a circle.
+    """
+    above = above | {os.path.realpath(folder)}
+    for entry in sorted(entries(folder), key=lambda entry: entry.name):
+        if not entry.is_dir():
+            if is_image(entry.name):
+                yield Path(entry.name)
+        elif not entry.name.startswith(".") and os.path.realpath(entry.path) not in above:
+            yield from (Path(entry.name) / path for path in images_below(folder / entry.name, above))
 
 
-def _loops(parent: str, name: str) -> bool:
-    """Whether a folder is a link to one that it lies in."""
-    path = os.path.join(parent, name)
-    return os.path.islink(path) and f"{os.path.realpath(parent)}/".startswith(f"{os.path.realpath(path)}/")
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in ``folder``; raises DatasetError when it cannot be listed, so that no dataset gets smaller unseen."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be listed: {error.strerror}; make it readable, or take it away") from error
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> pd.DataFrame:
@@ -158,24 +173,58 @@ def empty_own_folder(folder: Path) -> None:
 
 
 def listing(items: Iterable[object]) -> str:
-    """One indented line each."""
-    return "\n".join(f"  {item}" for item in items)
+    """One indented line each, and how many are left out where they are many."""
+    lines = [f"  {item}" for item in items]
+    more = [f"  and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "\n".join(lines[:LISTED] + more)
 
 
 def check_rows(dataset: str, rows: pd.DataFrame, folder: Path) -> None:
-    """Stop on no images, on images outside ``folder`` and on people in both training and test."""
+    """Stop on no images, on impossible ids, and on paths that are no text, lead out of ``folder`` or come twice."""
     if rows.empty:
         raise DatasetError(f"{dataset}: no image was found in {folder} ({', '.join(sorted(EXTENSIONS))})")
-    inside = os.path.join(os.path.realpath(folder), "")
-    leaving = [path for path in rows["path"] if not os.path.realpath(folder / path).startswith(inside)]
-    if leaving:
+    _check_paths(dataset, rows, folder)
+    _check_repeats(dataset, rows)
+    _check_labels(dataset, rows)
+
+
+def _check_paths(dataset: str, rows: pd.DataFrame, folder: Path) -> None:
+    strange = [repr(os.fsencode(path))[1:] for path in [str(folder), *rows["path"]] if NO_TEXT.search(path)]
+    if strange:
         raise DatasetError(
-            f"{dataset}: {len(leaving)} path(s) or link(s) lead out of {folder}; "
-            f"copy the images into it, or link the folder as a whole:\n{listing(leaving)}"
+            f"{dataset}: {len(strange)} path(s) hold control characters or bytes that are no text in UTF-8; rename "
+            f"them:\n{listing(strange)}"
         )
-    twice = rows["path"][rows.duplicated(["path", "split"])].unique()
+    inside = os.path.join(os.path.realpath(folder), "")
+    out = set(leaving(rows["path"]))
+    outside = [path for path in rows["path"] if path in out or not os.path.realpath(folder / path).startswith(inside)]
+    if outside:
+        raise DatasetError(
+            f"{dataset}: {len(outside)} path(s) or link(s) lead out of {folder}; "
+            f"copy the images into it, or link the folder as a whole:\n{listing(outside)}"
+        )
+
+
+def _check_repeats(dataset: str, rows: pd.DataFrame) -> None:
+    """An image may be query and gallery at once; twice in one split, or in training and in test, it may not be."""
+    images = rows["path"].map(posixpath.normpath)
+    twice = rows["path"][pd.DataFrame({"image": images, "split": rows["split"]}).duplicated(keep=False)].unique()
     if len(twice):
         raise DatasetError(f"{dataset}: {len(twice)} image(s) are listed twice in one split:\n{listing(twice)}")
+    training = rows["split"].isin(TRAINING)
+    shared = sorted(set(images[training]) & set(images[~training]))
+    if shared:
+        raise DatasetError(f"{dataset}: {len(shared)} image(s) are both in training and in test:\n{listing(shared)}")
+
+
+def _check_labels(dataset: str, rows: pd.DataFrame) -> None:
+    for column in LABELS:
+        bad = [number for number in rows[column].unique() if not UNKNOWN <= number < 2**63]
+        if bad:
+            raise DatasetError(
+                f"{dataset}: {column} {bad[0]} of {rows['path'][rows[column] == bad[0]].iloc[0]}: numbers go from "
+                f"{UNKNOWN} (unknown, or junk) up to 64 bits"
+            )
     people = {split: set(part["person_id"][part["person_id"] > 0]) for split, part in rows.groupby("split")}
     training = people.get("train", set()) | people.get("source", set())
     shared = sorted(training & (people.get("query", set()) | people.get("gallery", set())))

@@ -17,10 +17,9 @@ from pathlib import Path
 import pandas as pd
 
 from core.manifest import SPLITS, UNKNOWN
-from datasets.base import Dataset, images_below, set_junk_apart, table
+from datasets.base import TRAINING, Dataset, images_below, set_junk_apart, table
 
 CAMERA_PATTERN = re.compile(r"(?:^|_)c(\d+)", re.IGNORECASE)
-TRAINING = ("source", "train")
 
 
 def index(folder: Path) -> pd.DataFrame:

@@ -8,12 +8,14 @@ A dataset with several partitions is prepared one at a time, as NAME-FOLD (cuhk0
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+from core import distributed
 from core.images import UnreadableImages, find_unreadable
 from core.manifest import Manifest, build_manifest
 from datasets.base import (
@@ -33,27 +35,38 @@ ALLOW = "--allow-unknown-fingerprint"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0 when the manifest is written."""
+    """Exit status 0 when the manifest is written; a folder that did not exist is left behind only then."""
     options = _parser().parse_args(argv)
     name, fold = datasets.split_fold(options.dataset)
     dataset = datasets.load(name)
     fold = chosen_fold(dataset, fold if options.fold is None else options.fold)
     out = options.out or data_folder(f"{name}-{fold}" if dataset.folds > 1 else name)
-    if dataset.name == "rendered":
-        manifest = draw_rendered(dataset, out, options.size, options.world, options.device)
-        status = f"size {options.size}, world {options.world}"
-    else:
-        if options.root is None:
-            raise DatasetError(
-                f"{dataset.name}: pass --root, the folder that holds the dataset.\n"
-                + instructions(dataset, Path("ROOT"))
-            )
-        manifest = read_dataset(dataset, options.root, out, fold, options.allow)
-        status = manifest.info["fingerprint_status"]
-    manifest.write(out)
+    if out.exists() and not out.is_dir():
+        raise DatasetError(f"{out} is a file; --out names the folder to write to")
+    there = out.exists()
+    try:
+        manifest, status = prepare(dataset, fold, out, options)
+        manifest.write(out)
+    except BaseException:
+        if not there:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
     print(report(manifest, status))
     print(f"manifest -> {out / 'manifest.csv'}")
     return 0
+
+
+def prepare(dataset: Dataset, fold: int, out: Path, options: argparse.Namespace) -> tuple[Manifest, str]:
+    """The manifest of a drawn dataset or of one on disk, and what is known of its version."""
+    if dataset.name == "rendered":
+        manifest = draw_rendered(dataset, out, options.size, options.world, options.device)
+        return manifest, f"size {options.size}, world {options.world}"
+    if options.root is None:
+        raise DatasetError(
+            f"{dataset.name}: pass --root, the folder that holds the dataset.\n" + instructions(dataset, Path("ROOT"))
+        )
+    manifest = read_dataset(dataset, options.root, out, fold, options.allow)
+    return manifest, manifest.info["fingerprint_status"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fold", type=int, help="which of the predefined partitions; NAME-FOLD says the same")
     parser.add_argument("--size", default="small", help="rendered only: tiny, small or large")
     parser.add_argument("--world", type=int, default=0, help="rendered only: seed of the people and cameras")
-    parser.add_argument("--device", default="cpu", help="rendered only: cpu or cuda")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="rendered only: what draws")
     return parser
 
 
@@ -130,6 +143,9 @@ def draw_rendered(dataset: Dataset, out: Path, size: str, world: int, device: st
     """Draw a world below ``out`` and read it back through the parser of real data."""
     from datasets import rendered  # the renderer loads only when something is drawn
 
+    if size not in rendered.SIZES:
+        raise DatasetError(f"rendered people have no size '{size}'; choose one of {', '.join(rendered.SIZES)}")
+    device = str(distributed.start(device).device)
     images = out / "images"
     empty_own_folder(images)
     info = rendered.write(images, size=size, world=world, device=device, progress=True)

@@ -127,7 +127,7 @@ def test_the_only_csv_of_a_folder_is_taken_whatever_its_name(tmp_path: Path) -> 
         ("path;split\n1.jpg;train\n", r"lacks the column\(s\) path, split; it has path;split"),
         ("path,split\n1.jpg,test\n", r"unknown splits \['test'\]; known are source, train, query"),
         ("path,split\n", "no image was found"),
-        ("", "dataset.csv cannot be read as a table in UTF-8: No columns"),
+        ("", "dataset.csv is empty; its first line names the columns path, split"),
         ("path,split\n1.jpg,train\n1.jpg,train\n", r"1 image\(s\) are listed twice in one split:\n  1.jpg"),
         (
             "path,split\n../1.jpg,train\n/etc/2.jpg,train\n",

@@ -3,6 +3,12 @@
 A run's configuration is a stack of patches (method, dataset override, variant, profile, params.yaml, command
 line), each a nested dict, merged low to high and then read into ``Config``. An unknown key is an error that names
 the nearest known one; a wrong type is an error that names the key. There is no inheritance and no registry.
+
+Constants counted in epochs (``per_epochs``: a decay's step, a warm-up, the start of a loss) are places in the run. A
+run that is shortened or lengthened above the paper's layers keeps their share of it: 3 of 50 epochs become 0.6 of 10,
+which at 15 steps an epoch are 9 of 150. They are compared with ``Batch.epoch``, the exact place of a step, so nothing
+is rounded; a step belongs where it starts. What can change only between two epochs rounds down and compares
+``epoch >= int(start)``: a short warm-up may vanish, but never takes more than its share.
 """
 
 from __future__ import annotations
@@ -28,8 +34,8 @@ class ConfigError(UserError):
     """A configuration that cannot be run: unknown key, wrong type or impossible value."""
 
 
-def per_epochs(default: int) -> Any:
-    """A field counted in epochs: it scales when a profile shortens the run (see ``resolve``)."""
+def per_epochs(default: float) -> Any:
+    """A float field counted in epochs, fractions allowed: it keeps its share of a run of another length."""
     return field(default=default, metadata={"per_epochs": True})
 
 
@@ -86,13 +92,17 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length of a run. ``iterations`` None means one pass of the sampler; ``step`` 0 a constant rate."""
+    """Length of a run. ``iterations``: steps of an epoch, None means one pass of the sampler.
+
+    ``step``: epochs until the rate falls by ``gamma``, again and again; 0 means never. ``warmup``: epochs over which it
+    rises from ``warmup_factor`` of its value.
+    """
 
     epochs: int = 50
     iterations: int | None = 400
-    step: int = per_epochs(20)
+    step: float = per_epochs(20)
     gamma: float = 0.1
-    warmup: int = per_epochs(0)
+    warmup: float = per_epochs(0)
     warmup_factor: float = 0.01
     eval_every: int = 10
 
@@ -138,7 +148,7 @@ def resolve(patches: Sequence[Patch], settings: type) -> Config:
     """Merge the patches, low to high, and read them into a Config whose ``settings`` is the method's dataclass.
 
     Where a profile (or anything above the paper layers) changes ``schedule.epochs``, every field declared with
-    ``per_epochs`` keeps its share of the run, unless a layer above the paper sets it by name.
+    ``per_epochs`` keeps its share of the run (see above), unless a layer above the paper sets it by name.
 
     Raises ConfigError naming the key and the layer that set it.
     """
@@ -147,11 +157,11 @@ def resolve(patches: Sequence[Patch], settings: type) -> Config:
     paper = _read(Config, _merge([p.values for p in patches if p.paper]), "", settings)
     raised = _merge([p.values for p in patches if not p.paper])
     config = _read(Config, _merge([p.values for p in patches]), "", settings)
-    factor = config.schedule.epochs / max(1, paper.schedule.epochs)
+    lengths = config.schedule.epochs, max(1, paper.schedule.epochs)
     config = dataclasses.replace(
         config,
-        schedule=_scaled(config.schedule, factor, raised.get("schedule", {})),
-        settings=_scaled(config.settings, factor, raised.get("settings", {})),
+        schedule=_scaled(config.schedule, *lengths, raised.get("schedule", {})),
+        settings=_scaled(config.settings, *lengths, raised.get("settings", {})),
     )
     _check_values(config)
     return config
@@ -182,13 +192,18 @@ def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def _scaled(record: Any, factor: float, set_above: Mapping[str, Any]) -> Any:
-    """Multiply the fields counted in epochs by ``factor``; a positive count never falls below one epoch."""
+def _scaled(record: Any, epochs: int, paper_epochs: int, set_above: Mapping[str, Any]) -> Any:
+    """Give the fields counted in epochs the share of ``epochs`` that they have of ``paper_epochs``.
+
+    A single division rounds the result, as it does ``Batch.epoch``: where the two are equal, they are so to the bit.
+    Whole numbers stay whole in files and hashes: 20, not 20.0.
+    """
     changes = {}
     for entry in dataclasses.fields(record):
-        if entry.metadata.get("per_epochs") and entry.name not in set_above:
+        if entry.metadata.get("per_epochs"):
             value = getattr(record, entry.name)
-            changes[entry.name] = max(1, round(value * factor)) if value > 0 else value
+            scaled = value if entry.name in set_above else value * epochs / paper_epochs
+            changes[entry.name] = int(scaled) if scaled % 1 == 0 else scaled
     return dataclasses.replace(record, **changes)
 
 

@@ -73,7 +73,8 @@ class Batch:
 
     images: list over views of this rank's normalised (b, 3, H, W) slice. All else covers the full batch of B
     samples on every rank: indices (B,) rows of the training split, targets (B,) pseudo-labels, cameras (B,) where
-    the loss declares them, extra named (B, ...). epoch counts from 0. part: this rank's rows of the full batch.
+    the loss declares them, extra named (B, ...). epoch: epochs of the run before this step, the trained part of its own
+    included: 2.5 is half-way through the third. part: this rank's rows of the full batch.
     """
 
     images: list[Tensor]
@@ -81,7 +82,7 @@ class Batch:
     targets: Tensor
     cameras: Tensor | None
     extra: dict[str, Tensor]
-    epoch: int
+    epoch: float
     part: slice = field(default_factory=lambda: slice(None))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +44,20 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
     failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step's place in the run: ``number`` of the ``steps`` of ``epoch``, both from 0."""
+
+    epoch: int
+    number: int
+    steps: int
+
+    @property
+    def place(self) -> float:
+        """Epochs before this step: ``epoch`` at its first one, half an epoch more half-way through it."""
+        return (self.epoch * self.steps + self.number) / self.steps
 
 
 class Trainer:
@@ -162,18 +176,16 @@ class Trainer:
         """All steps of one epoch; returns the mean of each loss term."""
         with self.data.timer("memories"), torch.no_grad():
             self.method.start_epoch(labels, self.data, self.streams.torch("start_epoch", epoch))
-        set_rate(self.optimiser, self.config.optimiser.lr, self.config.schedule, epoch)
         # Layers with randomness of their own (dropout, drop path) draw from torch's global stream.
         torch.manual_seed(self.streams.derive(f"layers/{self.group.rank}", epoch))
         self.method.train()
         sums: dict[str, float] = {}
-        steps = 0
         with self.data.timer("train"):
-            for rows in self._progress_bar(epoch, self._batches(epoch, labels)):
-                values = self._step(epoch, rows, labels, steps)
+            batches = list(self._batches(epoch, labels))
+            for number, rows in enumerate(self._progress_bar(epoch, batches)):
+                values = self._step(Step(epoch, number, len(batches)), rows, labels)
                 sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
-                steps += 1
-        return {name: value / steps for name, value in sums.items()}
+        return {name: value / len(batches) for name, value in sums.items()}
 
     def _batches(self, epoch: int, labels: Labels) -> Iterator[np.ndarray]:
         """``iterations`` batches, passing over the sampler as often as it takes; or exactly one pass."""
@@ -192,16 +204,14 @@ class Trainer:
             if given == before:
                 raise RunFailed(f"the sampler gave no batch in epoch {epoch + 1}")
 
-    def _progress_bar(self, epoch: int, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        schedule = self.config.schedule
-        title = f"epoch {epoch + 1}/{schedule.epochs} train"
-        bar: Iterator[np.ndarray] = iter(
-            tqdm(batches, title, schedule.iterations, leave=False, disable=not self.group.main)
-        )
+    def _progress_bar(self, epoch: int, batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        title = f"epoch {epoch + 1}/{self.config.schedule.epochs} train"
+        bar: Iterator[np.ndarray] = iter(tqdm(batches, title, leave=False, disable=not self.group.main))
         return bar
 
-    def _step(self, epoch: int, rows: np.ndarray, labels: Labels, step: int) -> dict[str, float]:
-        batch = self._load(epoch, rows, labels, step)
+    def _step(self, step: Step, rows: np.ndarray, labels: Labels) -> dict[str, float]:
+        set_rate(self.optimiser, self.config.optimiser.lr, self.config.schedule, step.place)
+        batch = self._load(step, rows, labels)
         with autocast(self.config.precision, self.group.device):
             local = self.network(batch)
         # Memory and loss mathematics stay in float32 (or 64) whatever the network computed in.
@@ -211,7 +221,7 @@ class Trainer:
         values = {name: float(term.detach()) for name, term in terms.items()}
         if not all(math.isfinite(value) for value in values.values()):
             raise RunFailed(
-                f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {values}; "
+                f"the loss is not finite in epoch {step.epoch + 1}, step {step.number + 1}: {values}; "
                 f"training rows of the batch: {rows.tolist()}"
             )
         self.optimiser.zero_grad(set_to_none=True)
@@ -224,7 +234,7 @@ class Trainer:
         self.progress.images_seen += len(rows)
         return values
 
-    def _load(self, epoch: int, rows: np.ndarray, labels: Labels, step: int) -> Batch:
+    def _load(self, step: Step, rows: np.ndarray, labels: Labels) -> Batch:
         """Draw the full batch's augmentation, then decode this rank's part only."""
         data, device = self.data, self.group.device
         part = self.group.part(len(rows))
@@ -232,7 +242,7 @@ class Trainer:
         pixels = data.images.batch(indices[part])
         views = []
         for view in range(data.needs.views):
-            generator = self.streams.torch(f"augment/{view}/{step}", epoch)
+            generator = self.streams.torch(f"augment/{view}/{step.number}", step.epoch)
             height, width = pixels.shape[-2:]
             drawn = augment.draw(self.config.augment, len(rows), height, width, generator)
             mine = {name: value[part] for name, value in drawn.items()}
@@ -245,7 +255,7 @@ class Trainer:
             targets=torch.as_tensor(labels.ids[rows]).to(device),
             cameras=None if cameras is None else cameras.to(device),
             extra={name: value[indices].to(device) for name, value in labels.extra.items()},
-            epoch=epoch,
+            epoch=step.place,
             part=part,
         )
 
@@ -295,19 +305,25 @@ def build_optimiser(method: Method, config: Optimiser) -> torch.optim.Optimizer:
     return kind(groups, config.lr, weight_decay=config.weight_decay)
 
 
-def rate_factor(schedule: Schedule, epoch: int) -> float:
-    """Share of the base rate in ``epoch`` (from 0): linear warm-up, then steps of ``gamma``."""
-    factor = schedule.gamma ** (epoch // schedule.step) if schedule.step else 1.0
-    if epoch < schedule.warmup:
+def rate_factor(schedule: Schedule, place: float) -> float:
+    """Share of the base rate at a place in the run, in epochs from 0: linear warm-up, then steps of ``gamma``.
+
+    A warm-up of whole epochs rises where an epoch starts, as the papers' schedulers do, any other at every step.
+    """
+    # The quotient of two rounded numbers may fall short of the whole number that it stands for.
+    falls = math.floor(place / schedule.step + 1e-9) if schedule.step else 0
+    factor = schedule.gamma**falls
+    if place < schedule.warmup:
         start = schedule.warmup_factor
-        factor *= start + (1 - start) * epoch / schedule.warmup
+        risen = math.floor(place) if schedule.warmup % 1 == 0 else place
+        factor *= start + (1 - start) * risen / schedule.warmup
     return factor
 
 
-def set_rate(optimiser: torch.optim.Optimizer, lr: float, schedule: Schedule, epoch: int) -> None:
-    """Set the rate as a function of the epoch alone, so that a resumed run needs no scheduler state."""
+def set_rate(optimiser: torch.optim.Optimizer, lr: float, schedule: Schedule, place: float) -> None:
+    """Set the rate as a function of the place in the run alone, so that a resumed run needs no scheduler state."""
     for group in optimiser.param_groups:
-        group["lr"] = lr * group["lr_scale"] * rate_factor(schedule, epoch)
+        group["lr"] = lr * group["lr_scale"] * rate_factor(schedule, place)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -21,7 +21,7 @@ from core.backbones.net import Embedder
 from core.backbones.pooling import AveragePooling
 from core.data import Labels, TrainingData
 from core.distributed import ProcessGroup
-from core.engine import Trainer
+from core.engine import Step, Trainer
 from core.images import ImageStore
 from core.method import Method
 from core.rng import Streams
@@ -97,8 +97,7 @@ class LockstepTrainer(Trainer):
     def _batches(self, epoch: int, labels: Labels) -> Iterator[np.ndarray]:
         if f"memory_{epoch}" in self.gold:
             self.compare(f"memory_{epoch}", memory_rows(self.method), f"memory_{epoch}")
-        for rows, flips in zip(self.gold[f"rows_{epoch}"], self.gold[f"flips_{epoch}"], strict=True):
-            self.flips = torch.from_numpy(flips)
+        for rows in self.gold[f"rows_{epoch}"]:
             yield rows.astype(np.int64)
 
     def draw(self, settings: augment.Augment, batch: int, *size: Any) -> dict[str, Tensor]:
@@ -106,8 +105,10 @@ class LockstepTrainer(Trainer):
         still = torch.zeros(batch, 2, dtype=torch.int64)
         return {"flip": self.flips, "shift": still, "erase": still.repeat(1, 2), "fill": torch.zeros(batch, 3)}
 
-    def _step(self, epoch: int, rows: np.ndarray, labels: Labels, step: int) -> dict[str, float]:
-        values = super()._step(epoch, rows, labels, step)
+    def _step(self, at: Step, rows: np.ndarray, labels: Labels) -> dict[str, float]:
+        epoch, step = at.epoch, at.number
+        self.flips = torch.from_numpy(self.gold[f"flips_{epoch}"][step])
+        values = super()._step(at, rows, labels)
         where = f"epoch {epoch + 1} step {step + 1}"
         self.compare(f"{where} loss", sum(values.values()), f"loss_{epoch}", step, relative=True)
         parameters = dict(self.method.named_parameters())

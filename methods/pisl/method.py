@@ -60,7 +60,7 @@ class Settings:
     score: str = "mmd"
     neighbours: int = 20
     own_label_share: float = 0.5
-    consistency_from: int = per_epochs(5)
+    consistency_from: float = per_epochs(5)
     label_smoothing: float = 0.1
     scd_weight: float = 0.1
     theta_weight: float = 0.5

@@ -57,7 +57,7 @@ class Settings:
     negatives: int | None = 500
     lambda_c: float = 0.05
     lambda_c_test: float = 0.0
-    warmup: int = per_epochs(3)
+    warmup: float = per_epochs(3)
     temperature: float = 0.1
     momentum: float = 0.5
     mixture: tuple[str, ...] = BRANCHES

@@ -43,7 +43,7 @@ class Settings:
     update: str = "sequential"  # of the cluster memory; TransReID-SSL's scripts use "hardest"
     lambda_cam: float = 0.5
     w_inter: float = 0.5
-    inter_start: int = per_epochs(5)
+    inter_start: float = per_epochs(5)
     negatives: int = 50
     online_positives: int = 3
     association_weight: float = 0.15

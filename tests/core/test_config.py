@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
 
 from core.config import Config, ConfigError, Patch, parse_assignments, per_epochs, resolve
+from core.engine import Step
 
 
 @dataclass(frozen=True)
 class Settings:
     temperature: float = 0.05
-    parts_from: int = per_epochs(5)
+    parts_from: float = per_epochs(5)
     eps: tuple[float, ...] = (0.4,)
 
 
@@ -82,10 +84,35 @@ def test_epoch_counted_settings_keep_their_share_of_a_shorter_run() -> None:
     assert config.settings.temperature == 0.05
 
 
+def test_three_of_fifty_epochs_become_nine_of_a_hundred_and_fifty_steps() -> None:
+    published = paper(schedule={"epochs": 50}, settings={"parts_from": 3})
+    config = resolve([published, above(schedule={"epochs": 10, "iterations": 15})], Settings)
+    assert config.settings.parts_from == 0.6
+    places = [Step(epoch, number, 15).place for epoch in range(10) for number in range(15)]
+    assert [place < config.settings.parts_from for place in places] == [True] * 9 + [False] * 141
+
+
+@pytest.mark.parametrize("epochs", [2, 7, 10, 50, 60, 120])
+def test_an_epoch_counted_setting_falls_on_the_step_that_has_its_share_exactly(epochs: int) -> None:
+    """Where no step starts at the very share, the next one does: compared in whole numbers, without rounding."""
+    for counted, steps in itertools.product((1, 3, 5, 10, 20), (3, 7, 15, 400)):
+        layers = [paper(schedule={"epochs": 50}, settings={"parts_from": counted}), above(schedule={"epochs": epochs})]
+        start = resolve(layers, Settings).settings.parts_from
+        for position in range(epochs * steps):
+            place = Step(*divmod(position, steps), steps).place
+            assert (place < start) == (position * 50 < counted * epochs * steps)
+
+
 def test_an_epoch_counted_setting_named_above_the_paper_is_taken_as_it_is() -> None:
     profile = above(schedule={"epochs": 10, "step": 7}, settings={"parts_from": 3})
     config = resolve([paper(schedule={"epochs": 50, "step": 20}), profile], Settings)
     assert (config.schedule.step, config.settings.parts_from) == (7, 3)
+
+
+def test_a_count_of_epochs_without_a_fraction_is_written_and_hashed_as_a_whole_number() -> None:
+    whole, written = (resolve([paper(schedule={"step": step})], Settings) for step in (20, 20.0))
+    assert whole.digest() == written.digest()
+    assert repr(whole.as_dict()["schedule"]["step"]) == "20"
 
 
 def test_the_hash_changes_with_every_value_and_with_nothing_else() -> None:

@@ -9,7 +9,7 @@ import torch
 from core.config import Schedule
 from core.data import Labels, Needs, TrainingData, UndeclaredAccess
 from core.distributed import ProcessGroup
-from core.engine import rate_factor
+from core.engine import Step, rate_factor
 from core.images import ImageStore
 from core.rng import Streams
 
@@ -30,6 +30,22 @@ def test_warm_up_rises_linearly_from_its_first_factor() -> None:
     schedule = Schedule(step=0, warmup=10, warmup_factor=0.01)
     factors = [rate_factor(schedule, epoch) for epoch in (0, 5, 10)]
     assert factors == pytest.approx([0.01, 0.505, 1.0])
+
+
+def test_a_warm_up_of_whole_epochs_rises_where_an_epoch_starts_and_a_shorter_one_at_every_step() -> None:
+    whole, short = (Schedule(step=0, warmup=epochs, warmup_factor=0.1) for epochs in (2.0, 0.6))
+    places = [Step(epoch, number, 5).place for epoch in range(3) for number in range(5)]
+    factors = [rate_factor(whole, place) for place in places]
+    assert factors == pytest.approx([0.1] * 5 + [0.55] * 5 + [1.0] * 5)
+    assert [rate_factor(short, place) for place in places] == pytest.approx([0.1, 0.4, 0.7] + [1.0] * 12)
+
+
+@pytest.mark.parametrize("step", [0.1, 0.7, 2.8, 4.0])
+def test_the_rate_falls_at_the_exact_step_of_a_fractional_epoch(step: float) -> None:
+    steps = 10
+    for position in range(12 * steps):
+        factor = rate_factor(Schedule(step=step), Step(*divmod(position, steps), steps).place)
+        assert factor == pytest.approx(0.1 ** (position // round(step * steps)))
 
 
 @pytest.mark.parametrize(("batch", "size"), [(64, 1), (64, 4), (10, 4), (3, 2), (2, 4)])

@@ -50,10 +50,12 @@ def views_of(count: int, seed: int) -> dict[str, Tensor]:
     return {"global": unit(generator, count, 1, DIM), "local": unit(generator, count, STRIPES, DIM // STRIPES)}
 
 
-def build(sampler: Sampler | None = None, **settings: object) -> SelectiveContrastive:
+def build(sampler: Sampler | None = None, config: Config | None = None, **settings: object) -> SelectiveContrastive:
     """An untrained method in float64; no warm-up and no camera term unless asked for."""
     small = {"stripes": STRIPES, "positives": K, "negatives": NEGATIVES, "warmup": 0, "lambda_c": 0.0}
-    config = Config(settings=Settings(**{**small, **settings}), sampler=sampler or Sampler())  # type: ignore[arg-type]
+    if config is None:
+        chosen = Settings(**{**small, **settings})  # type: ignore[arg-type]
+        config = Config(settings=chosen, sampler=sampler or Sampler())
     with seeded_init(torch.Generator().manual_seed(0)):
         method = SelectiveContrastive(config, Embedder(Backbone(), AveragePooling(), DIM), IMAGES)
     return method.double()

@@ -11,11 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.data import Batch, Labels
+from core.checkpoint import Checkpoint
+from core.data import Batch, Labels, TrainingData
+from core.distributed import ProcessGroup
+from core.engine import Trainer
+from core.images import ImageStore
+from core.rng import Streams
 from methods.selective_contrastive.contrast import pull_positives, term_weights
 from methods.selective_contrastive.heads import Heads, standardised
 from methods.selective_contrastive.method import SelectiveContrastive
 from methods.selective_contrastive.selection import select_at_random
+from pipeline.settings import resolve_run
 from tests import parity
 from tests.methods.selective_contrastive_small import (
     BATCH,
@@ -226,6 +232,26 @@ def test_in_the_warm_up_the_anchor_is_the_only_positive_and_never_its_own_negati
     method.after_step(output, batch_of(epoch=0))
     changed = (before != method.banks["mixture"].rows).any(dim=1).nonzero().flatten().tolist()
     assert changed == sorted(batch_of().indices.tolist())
+
+
+def test_the_warm_up_of_a_shortened_run_takes_the_same_share_of_its_steps(tmp_path: Path, one_thread: None) -> None:
+    small = ["sampler.identities=8", "sampler.instances=1", f"settings.stripes={STRIPES}"]
+    config = resolve_run("selective_contrastive", "rendered", {"profile": "controlled"}, assignments=small).config
+    assert (config.schedule.epochs, config.schedule.iterations) == (10, 15)
+    method, alone = build(config=config), ProcessGroup(0, 1, torch.device("cpu"))
+    pixels = torch.randint(256, (IMAGES, 3, 16, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = ImageStore(pixels, alone.device)
+    data = TrainingData(images, method.needs(config), alone, cameras=np.arange(IMAGES) % 3)
+    widths, update = [], method.after_step
+
+    def after_step(output: dict[str, Tensor], batch: Batch) -> None:
+        widths.append(method.selection.positives.shape[1])
+        update(output, batch)
+
+    method.after_step = after_step  # type: ignore[method-assign]
+    progress = Trainer(method, data, config, Streams(0), Checkpoint(tmp_path, {}), alone).fit()
+    assert progress.failure is None
+    assert widths == [1] * 9 + [8] * 141, "3 of 50 epochs are 9 of 150 steps"
 
 
 def test_warm_up_negatives_are_uniform_over_the_others_and_come_from_the_epoch_s_generator() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import methods
-from core.config import ConfigError
+from core.config import ConfigError, Patch, resolve
 from pipeline.settings import check_profile, method_config, named_patches, resolve_run
 
 LOUD = {"profile": "controlled", "overrides": {"optimiser": {"lr": 0.5}, "schedule": {"epochs": 3}}}
@@ -15,6 +15,13 @@ LOUD = {"profile": "controlled", "overrides": {"optimiser": {"lr": 0.5}, "schedu
 
 def resolved(name: str, backbone: str = "resnet18_half", *assignments: str) -> Any:
     return resolve_run(name, "rendered", LOUD, assignments=assignments, backbone=backbone).config
+
+
+@pytest.mark.parametrize("method", methods.available())
+def test_the_configuration_of_a_shortened_run_reads_back_from_its_file(method: str) -> None:
+    """A setting counted in epochs becomes a fraction there, which an integer field would refuse."""
+    config = resolve_run(method, "rendered", {"profile": "controlled"}, assignments=["schedule.epochs=7"]).config
+    assert resolve([Patch("train.json", config.as_dict(), paper=True)], methods.load(method).Settings) == config
 
 
 def test_overrides_are_above_the_profile_and_its_backbone() -> None:

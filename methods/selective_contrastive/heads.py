@@ -12,14 +12,20 @@ from core.errors import UserError
 
 
 class Projection(nn.Module):
-    """Linear -> batch norm -> unit length: (b, C) -> (b, d), float32 or wider."""
+    """Linear -> batch norm -> unit length: (b, C) -> (b, d), float32 or wider.
 
-    def __init__(self, channels: int, dim: int) -> None:
+    ``fan_out``: the weights start at a standard deviation of sqrt(2 / d), as the released code's global head; otherwise
+    at torch's default for linear layers, sqrt(1 / (3 C)), as its local ones. Batch norm takes the scale out of the
+    output, but a gradient step turns weights the less, the larger they are.
+    """
+
+    def __init__(self, channels: int, dim: int, fan_out: bool) -> None:
         super().__init__()
         self.linear = nn.Linear(channels, dim)
         self.norm = GroupedBatchNorm1d(dim)
-        nn.init.kaiming_normal_(self.linear.weight, mode="fan_out")
-        nn.init.zeros_(self.linear.bias)
+        if fan_out:
+            nn.init.kaiming_normal_(self.linear.weight, mode="fan_out")
+            nn.init.zeros_(self.linear.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
         return F.normalize(self.norm(at_least_float32(self.linear(pooled))), dim=1)
@@ -38,8 +44,8 @@ class Heads(nn.Module):
                 f"settings.stripes {stripes} does not divide the {channels} channels of the backbone, so the stripes "
                 "side by side would not be as wide as the global feature; choose a divisor"
             )
-        self.whole = Projection(channels, channels)
-        self.stripes = nn.ModuleList([Projection(channels, channels // stripes) for _ in range(stripes)])
+        self.whole = Projection(channels, channels, fan_out=True)
+        self.stripes = nn.ModuleList([Projection(channels, channels // stripes, fan_out=False) for _ in range(stripes)])
 
     def forward(self, feature_map: Tensor, pooled: Tensor) -> dict[str, Tensor]:
         """Of a map (b, C, h, w) and its global pooling (b, C)."""

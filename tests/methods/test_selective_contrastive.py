@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.backbones.net import seeded_init
 from core.config import Config, Optimiser, Sampler
 from core.data import Batch, Labels
 from core.engine import build_optimiser
@@ -45,6 +46,17 @@ def output() -> dict[str, Tensor]:
 
 
 # Property 1: the two heads.
+
+
+def test_the_global_head_starts_by_its_fan_out_and_the_local_ones_as_torch_s_layers_do_as_released() -> None:
+    with seeded_init(torch.Generator().manual_seed(0)):
+        heads = Heads(1024, 8)
+    assert float(heads.whole.linear.weight.std()) == pytest.approx(math.sqrt(2 / 1024), rel=0.02)
+    assert not heads.whole.linear.bias.any()
+    bound = 1 / math.sqrt(1024)
+    for stripe in heads.stripes:
+        assert float(stripe.linear.weight.std()) == pytest.approx(bound / math.sqrt(3), rel=0.02)
+        assert 0.99 * bound < float(stripe.linear.weight.abs().max()) <= bound
 
 
 @pytest.mark.parametrize("training", [True, False])

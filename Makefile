@@ -5,7 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
-.PHONY: leaderboard ablation test lint bench verify readme clean
+.PHONY: leaderboard ablation test lint bench verify readme lock clean
 
 leaderboard: $(READY)
 	dvc repro
@@ -36,9 +36,15 @@ verify: $(READY)
 readme: $(READY)
 	python -m pipeline.readme
 
-$(READY): requirements.txt
+# Pins every package that requirements.txt brings along, with its hashes, for Python 3.11 and newer on every platform.
+# What is locked stays while requirements.txt allows it; `make lock UPGRADE=--upgrade` takes the newest.
+lock: $(READY)
+	uv pip compile requirements.txt --output-file requirements.lock --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" $(UPGRADE)
+
+$(READY): requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	touch $@
 
 clean:

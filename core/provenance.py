@@ -12,7 +12,7 @@ import torch
 
 from core.distributed import ProcessGroup
 
-# What decides a number. Results, documentation and lock files may change without making a run "dirty".
+# What decides a number. Results and documentation may change without making a run "dirty".
 SOURCES = (
     "core",
     "datasets",
@@ -24,7 +24,7 @@ SOURCES = (
     "reports",
     "params.yaml",
     "dvc.yaml",
-    "requirements.txt",
+    "requirements.lock",
 )
 LIBRARIES = (
     "torch",

@@ -84,7 +84,7 @@ def starting_weights(run: Run, asked: str | None, out: Path) -> Initial:
 
 
 def find_start(name: str, backbone: str) -> tuple[Weights, Path | None]:
-    """``imagenet`` -> torchvision's weights of the backbone; ``ENTRY=FILE`` or ``FILE`` -> a user's checkpoint."""
+    """``imagenet`` -> the public weights of the backbone; ``ENTRY=FILE`` or ``FILE`` -> a user's checkpoint."""
     if name == "imagenet":
         return find_weights("imagenet", backbone), None
     entry, equals, path = name.partition("=")

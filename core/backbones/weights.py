@@ -140,6 +140,14 @@ WEIGHTS = {
             sha256="c867db91",
             licence="BSD-3-Clause code; trained on ImageNet, whose terms are non-commercial",
         ),
+        Weights(
+            name="imagenet_vit_small",
+            source="ImageNet-1k, labelled (DeiT-S)",  # arXiv 2012.12877; torchvision has no ViT-S
+            key_map=VIT,
+            url="https://dl.fbaipublicfiles.com/deit/deit_small_patch16_224-cd65a155.pth",
+            sha256="cd65a155",
+            licence="Apache-2.0 code; trained on ImageNet, whose terms are non-commercial",
+        ),
         *(
             Weights(
                 name=f"luperson_{backbone}",

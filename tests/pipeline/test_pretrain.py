@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import methods
 from core.manifest import Manifest, read_manifest
 from pipeline import pretrain
+from pipeline.settings import profile_settings, resolve_run, variants
 from tests.conftest import TinyWorld
 
 
@@ -34,6 +36,15 @@ def test_a_warm_start_says_what_it_was_trained_on(world: TinyWorld) -> None:
 def test_without_source_and_without_weights_there_is_nothing_to_start_from(sourceless: list[str]) -> None:
     with pytest.raises(ValueError, match=r"no labelled source split.*--start-from imagenet or a checkpoint file"):
         pretrain.main(sourceless)
+
+
+@pytest.mark.parametrize("method", methods.available())
+def test_the_published_start_of_every_variant_needs_no_file_that_nobody_can_fetch(method: str) -> None:
+    for variant in variants(method):
+        run = resolve_run(f"{method}-{variant}", "market1501", {"profile": "published"})
+        entry, path = pretrain.find_start(profile_settings("published")["start_from"], run.backbone)
+        assert path is None
+        assert entry.url is not None, f"{run.title} starts from {entry.source}"
 
 
 def test_a_user_s_checkpoint_becomes_the_initial_weights(

@@ -98,6 +98,19 @@ def test_checkpoints_of_the_transreid_family_are_read_whole(entry, wrap, tmp_pat
         assert torch.equal(model.bnneck.running_mean, torch.ones(24))
 
 
+def test_the_small_transformer_starts_from_an_imagenet_file_as_timm_names_its_tensors(tmp_path) -> None:
+    entry = find_weights("imagenet", "vit_small")
+    assert entry.url is not None, "nobody needs a file of their own"
+    assert entry.url.endswith(f"-{entry.sha256}.pth")
+    source, model = small(image_size=(64, 64)), own(small())
+    content = {"model": released(source) | {"head.weight": torch.ones(9, 24), "head.bias": torch.ones(9)}}
+    report = load_weights(model, replace(entry, sha256=None), save(content, tmp_path))
+    assert report.unexpected == ("head.weight", "head.bias")
+    assert {key.split(".")[0] for key in report.missing} == {"bnneck"}
+    resized = resize_positions(source.pos_embed, source.grid, (4, 2))
+    assert torch.equal(model.backbone.pos_embed, resized)
+
+
 def test_luperson_means_the_backbones_own_weights_with_their_normalisation() -> None:
     for backbone in ("vit_small", "vit_small_ics", "vit_base", "vit_base_ics"):
         entry = find_weights("luperson", backbone)

@@ -27,16 +27,17 @@ from methods.sdft.trunk import make_trunk
 
 @dataclass(frozen=True)
 class Settings:
-    """specs/sdft.md sections 2, 5 and 7; every value is an assumption of the spec.
+    """Sizes, terms and weights of SDFT, all of them assumptions: methods/sdft/README.md says on what grounds.
 
-    blocks (F) and stripes (S): fusion blocks, of S stripes each. With F = 0, the four parts below off and
-    ``test_feature`` global it is Cluster Contrast. sdr_feature, sdr_cluster: R_feat and R_clu, weighted lambda_r.
+    blocks (F) and stripes (S): fusion blocks, of S stripes each. From two on the part path reaches g, through the
+    patches that the next block reads. With F = 0, the four parts below off and ``test_feature`` global it is Cluster
+    Contrast. sdr_feature, sdr_cluster: R_feat and R_clu, weighted lambda_r.
     sdcl_identity, sdcl_stripe: l_id and mu_s l_str, weighted lambda_c; ``sdcl`` joint puts both into one softmax
     (mu_s does not enter). update: rule of M_g (hardest optional). test_feature: ``global`` g, or ``concat`` of g and
     f_s / S. A weight of 0 switches its terms off.
     """
 
-    blocks: int = 1
+    blocks: int = 2
     stripes: int = 4
     sdr_feature: bool = True
     sdr_cluster: bool = True

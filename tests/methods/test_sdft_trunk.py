@@ -14,6 +14,7 @@ from core.config import Config
 from methods.sdft.fusion import Tokens, enter, fuse, split_stripes, stripe_features
 from methods.sdft.method import SDFT, Settings
 from methods.sdft.trunk import MapBlock
+from pipeline.settings import resolve_run
 from tests.methods.draws import normal
 from tests.methods.sdft_small import DIM, STRIPES, pictures, sdft, small_embedder
 
@@ -125,11 +126,36 @@ def test_it_runs_on_the_suite_s_backbones(backbone: str, size: tuple[int, int], 
     assert shapes == {"feature": (4, 5 * dim), "aggregate": (4, dim), "parts": (4, 4, dim)}
 
 
-def test_the_aggregation_is_the_neck_of_the_mean_of_the_raw_parts(small: Embedder, generator) -> None:
-    method = sdft(small).double().eval()
-    for block in method.trunk.modules():
+def trained(method: SDFT, generator: torch.Generator) -> SDFT:
+    """The method in evaluation mode, its blocks no longer the identity that they start as on a map."""
+    for block in method.double().eval().trunk.modules():
         if isinstance(block, MapBlock):
-            block.load_state_dict(transformer_block(generator, small.dim).state_dict())
+            block.load_state_dict(transformer_block(generator, method.embedder.dim).state_dict())
+    return method
+
+
+@pytest.mark.parametrize("profile", ["published", "controlled"])
+def test_by_default_the_part_path_reaches_the_tested_feature(small: Embedder, generator, profile: str) -> None:
+    settings = resolve_run("sdft", "rendered", {"profile": profile}).config.settings
+    method, images = trained(sdft(small, **vars(settings)), generator), pictures(generator)
+    before = method.embed(images)["feature"]
+    for parameter in method.trunk.part_blocks.parameters():
+        parameter.data = normal(generator, *parameter.shape) * 0.3
+    assert (method.embed(images)["feature"] - before).norm(dim=1).min() > 1e-3
+
+
+def test_one_block_hides_the_part_path_from_the_global_feature(small: Embedder, generator) -> None:
+    method, images = trained(sdft(small, blocks=1), generator), pictures(generator)
+    before = method.embed(images)
+    for parameter in method.trunk.part_blocks.parameters():
+        parameter.data = normal(generator, *parameter.shape) * 0.3
+    after = method.embed(images)
+    assert torch.equal(after["feature"], before["feature"])
+    assert not torch.allclose(after["parts"], before["parts"])
+
+
+def test_the_aggregation_is_the_neck_of_the_mean_of_the_raw_parts(small: Embedder, generator) -> None:
+    method = trained(sdft(small, blocks=1), generator)
     images = pictures(generator)
     whole, patches, rows, paths = method.trunk.begin(small, images)
     assert rows == 4
@@ -154,7 +180,7 @@ def test_in_a_transformer_fusion_begins_with_the_tokens_that_its_last_blocks_rea
 
 @pytest.mark.parametrize("small", ["tokens"], indirect=True)
 def test_in_a_transformer_the_part_path_starts_as_the_loaded_block_so_one_stripe_repeats_g(small, generator) -> None:
-    method = sdft(small, stripes=1).double().eval()
+    method = sdft(small, blocks=1, stripes=1).double().eval()
     loaded = {name: value + 0.1 for name, value in small.state_dict().items()}
     small.load_state_dict(loaded)
     method.weights_loaded()

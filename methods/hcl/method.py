@@ -23,7 +23,7 @@ from methods.hcl.hybrid import co_association, memory_entries, pair_losses, posi
 
 CHOICES = {
     "hybrid": ("pair", "sum", "cluster"),
-    "outliers": ("negative", "drop", "anchor"),
+    "outliers": ("anchor", "negative", "drop"),
     "cluster_memory": ("dynamic", "momentum"),
     "recluster_from": ("memory", "extract"),
 }
@@ -31,13 +31,14 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """specs/hcl.md sections 5 and 10; every value is an assumption of the spec.
+    """Constants and switches of HCL, all of them assumptions: methods/hcl/README.md says on what grounds.
 
     eps_offsets: radii of the granularities, relative to clustering.eps, whose labels (offset 0) are the base;
         [0.0] alone is HCL, more than one MGCE-HCL.
     normalise_weights: divide by sum_p w_ip (else by |P(i)|).
     hybrid: ``pair`` instance positives against cluster negatives; ``sum`` L_inst + L_clus; ``cluster`` L_clus alone.
-    outliers: ``negative`` singleton entries that no batch draws; ``drop``; ``anchor`` singletons that are drawn.
+    outliers: ``anchor`` singleton entries that batches draw, as in SpCL; ``negative`` singletons that no batch draws,
+        so that their rows stay as first extracted under recluster_from ``memory``; ``drop``, no entries at all.
     cluster_memory: ``dynamic`` c_k = unit(mean of V over k) at every step; ``momentum`` rows of their own, updated
         with cluster_momentum as in Cluster Contrast.
     recluster_from: ``memory`` V outlives the epoch and is clustered; ``extract`` V is rebuilt from new features.
@@ -48,7 +49,7 @@ class Settings:
     eps_offsets: tuple[float, ...] = (-0.10, -0.05, 0.0)
     normalise_weights: bool = True
     hybrid: str = "pair"
-    outliers: str = "negative"
+    outliers: str = "anchor"
     cluster_memory: str = "dynamic"
     cluster_momentum: float = 0.1
     recluster_from: str = "memory"

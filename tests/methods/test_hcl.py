@@ -122,6 +122,22 @@ def test_an_outlier_enters_a_batch_only_as_an_anchor(outliers: str, generator) -
         torch.testing.assert_close(loss, F.cross_entropy(query[:1] @ entries.T / TAU, torch.tensor([8])))
 
 
+def test_by_default_no_row_keeps_the_first_extraction_be_it_an_outlier_s(generator) -> None:
+    config = resolve_run("hcl", "market1501", {"profile": "published"}).config
+    ids = np.repeat(np.arange(16), 8)
+    ids[::5] = -1
+    labels = Labels(ids, {"granularities": torch.as_tensor(ids)[:, None]})
+    features = unit(generator, len(ids), DIM)
+    method = filled(hcl(**vars(config.settings)), features, labels)
+    method.config = config
+    first, rng = method.instances.rows.clone(), np.random.default_rng(0)
+    for _ in range(20):
+        for rows in method.batches(labels, Data(features), rng):  # type: ignore[arg-type]
+            method.after_step({"feature": unit(generator, len(rows), DIM)}, batch_of(torch.as_tensor(rows), labels))
+    kept = (method.instances.rows == first).all(dim=1)
+    assert not kept.any(), f"{int(kept.sum())} of {len(ids)} rows never moved"
+
+
 def test_with_every_addition_off_it_is_cluster_contrast_to_the_last_bit(scene) -> None:
     features, labels, f, batch = scene
     row = method_config("hcl")["ablations"]["baseline"]["settings"]
@@ -229,6 +245,14 @@ def test_the_radii_of_the_paper_and_of_the_controlled_profile_keep_their_gaps() 
         assert granularity_radii(single.clustering.eps, single.settings.eps_offsets) == [single.clustering.eps]
 
 
+@pytest.mark.parametrize("dataset", ["msmt17_v1", "msmt17_v2"])
+def test_msmt17_has_as_many_steps_as_spcl(dataset: str) -> None:
+    steps = [
+        resolve_run(name, dataset, {"profile": "published"}).config.schedule.iterations for name in ("hcl", "spcl")
+    ]
+    assert steps == [800, 800]
+
+
 @pytest.mark.parametrize("eps", [0.05, 0.97])
 def test_a_radius_outside_the_graph_is_refused_with_the_settings_that_gave_it(eps: float) -> None:
     with pytest.raises(ValueError, match=r"clustering\.eps .* settings\.eps_offsets"):
@@ -240,7 +264,7 @@ def test_a_radius_outside_the_graph_is_refused_with_the_settings_that_gave_it(ep
     [
         ({"eps_offsets": (-0.1, -0.05)}, "must hold 0.0"),
         ({"hybrid": "product"}, "pair, sum, cluster"),
-        ({"outliers": "keep"}, "negative, drop, anchor"),
+        ({"outliers": "keep"}, "anchor, negative, drop"),
         ({"cluster_memory": "fixed"}, "dynamic, momentum"),
         ({"recluster_from": "images"}, "memory, extract"),
     ],

@@ -87,6 +87,7 @@ def test_an_ablation_by_other_settings_than_the_checkouts_says_so() -> None:
     assert "earlier settings" not in ablation_rows("jcl", pd.DataFrame([row]))
     assert "earlier settings" in ablation_rows("jcl", pd.DataFrame([{**row, "config_hash": "0" * 16}]))
     assert "earlier settings" in ablation_rows("jcl", pd.DataFrame([row]).drop(columns="config_hash"))
+    assert "earlier settings" in ablation_rows("jcl", pd.DataFrame([{**row, "row": "a_row_of_before"}]))
 
 
 def board_row(method: str, mean: float) -> dict[str, object]:

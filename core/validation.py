@@ -44,12 +44,37 @@ def read_json(model: type[Model], path: Path) -> Model:
 
 
 def read_yaml(model: type[Model], path: Path) -> Model:
-    """The model that a YAML file holds; raises RecordError, or FileNotFoundError when there is no such file."""
+    """The model that a YAML file holds; raises RecordError."""
+    return read(model, read_mapping(path), str(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file; raises RecordError when it is missing, is no mapping, or has a key twice."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
+    except FileNotFoundError as error:
+        raise RecordError(f"{path} does not exist (in the folder {Path.cwd()})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} is not valid YAML: {error}") from error
-    return read(model, {} if values is None else values, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecordError(f"{path} must hold keys and values at its top level, not {_shown(values)}")
+    return values
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, whose keys may be written over
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def read(model: type[Model], values: Any, source: str) -> Model:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 
+from core.names import unknown
 from pipeline import cli
 
 
@@ -25,9 +25,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     verb, *arguments = argv
     if verb not in cli.VERBS:
-        near = difflib.get_close_matches(verb, cli.VERBS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(cli.VERBS)}"
-        print(f"error: there is no verb '{verb}'; {hint}", file=sys.stderr)
+        print(f"error: {unknown('verb', verb, cli.VERBS)}", file=sys.stderr)
         return cli.USER_ERROR
     cli.run_verb(verb, arguments)
     return 0

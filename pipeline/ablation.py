@@ -12,8 +12,10 @@ from importlib import import_module
 from pathlib import Path
 
 from pipeline import cli, sweep
-from pipeline.jobs import Job, default_backbone
-from pipeline.settings import ablation_rows, row_name
+from pipeline.jobs import Job
+from pipeline.layers import HiddenSetting
+from pipeline.params import Params
+from pipeline.settings import ablation_rows, resolve_run, row_name, run_backbone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,9 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep.add_arguments(arguments)
     options = arguments.parse_args(argv)
     params = cli.read_params(options)
-    backbone = options.backbone or default_backbone(options.method, params)
+    backbone = run_backbone(options.method, options.dataset, params, options.backbone)
     rows = ablation_rows(options.method, options.rows)
-    seeds = options.seeds or params["seeds"]
+    for row in () if options.rows else tuple(rows):
+        if reason := hidden(row_name(options.method, row), options.dataset, params, backbone):
+            print(f"left out: {reason}", file=sys.stderr)
+            del rows[row]
+    seeds = options.seeds or params.seeds
     wanted = {
         row: [Job(row_name(options.method, row), options.dataset, backbone, seed) for seed in seeds] for row in rows
     }
@@ -41,6 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # By name: what trains does not import what tables.
     table = import_module("reports.ablation").write(options.method, rows, wanted, options.out)
     return int(len(table) < len(rows))
+
+
+def hidden(name: str, dataset: str, params: Params, backbone: str) -> str | None:
+    """Why a row cannot be what it is called under these settings, or None."""
+    try:
+        resolve_run(name, dataset, params.profile, params.overrides, backbone=backbone)
+    except HiddenSetting as error:
+        return str(error)
+    return None
 
 
 if __name__ == "__main__":

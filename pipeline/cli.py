@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from core.errors import UserError
-from pipeline.settings import read_yaml
+from pipeline.params import MOST_THREADS, Params
+from pipeline.params import read_params as read_params_file
 
 USER_ERROR = 2
 
@@ -93,15 +94,25 @@ def add_params_arguments(arguments: argparse.ArgumentParser) -> None:
 def add_machine_arguments(arguments: argparse.ArgumentParser) -> None:
     """Arguments that say what to compute on."""
     arguments.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: CUDA when present")
-    arguments.add_argument("--threads", type=int, help="CPU threads of each process; default: params.yaml's")
+    arguments.add_argument("--threads", type=thread_count, help="CPU threads of each process; default: params.yaml's")
 
 
-def read_params(options: argparse.Namespace) -> dict[str, Any]:
-    """params.yaml with the command line's profile on top."""
-    params = read_yaml(options.params)
-    if options.profile:
-        params["profile"] = options.profile
-    return params
+def read_params(options: argparse.Namespace) -> Params:
+    """params.yaml with the command line's profile, where it takes one, on top."""
+    profile = getattr(options, "profile", None)
+    return read_params_file(options.params, {"profile": profile} if profile else None)
+
+
+def thread_count(text: str) -> int:
+    """A number of threads that a machine can have."""
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be 1 to {MOST_THREADS}, not {text}")
+    return int(text)
+
+
+def threads(options: argparse.Namespace, params: Params) -> int:
+    """CPU threads of a process: the command line's, or params.yaml's."""
+    return options.threads or params.threads
 
 
 def refused(error: OSError) -> str:

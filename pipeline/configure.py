@@ -6,30 +6,48 @@ method changes, and not when another method's does.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import cli
 from pipeline.jobs import runs
+from pipeline.params import Params
 from pipeline.pretrain import METHOD as WARM_START
-from pipeline.settings import Run, code_hash, resolve_run
+from pipeline.settings import Run, choose_backbone, code_hash, explain_run, resolve_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write OUT/RUN-DATASET-BACKBONE.json for every run, dataset and backbone of params.yaml."""
     arguments = cli.parser("configure", __doc__ or "")
     cli.add_params_arguments(arguments)
+    arguments.add_argument("--show", metavar="RUN", help="print one run's settings and the layer that decided each")
+    arguments.add_argument("--dataset", help="with --show: the dataset; default: the first of params.yaml")
+    arguments.add_argument("--backbone", help="with --show: the backbone; default: as `train` chooses it")
+    arguments.add_argument("--stage", default="train", choices=("train", "pretrain"), help="with --show: which stage's")
     arguments.add_argument("--out", type=Path, default=Path("results/configs"), help="folder to write")
     options = arguments.parse_args(argv)
     params = cli.read_params(options)
+    if options.show:
+        print(shown(options.show, options.dataset or params.datasets[0], params, options))
+        return 0
     options.out.mkdir(parents=True, exist_ok=True)
     for dataset, name, backbone in runs(params):
-        trained = resolve_run(name, dataset, params, "train", backbone=backbone)
+        trained = resolve_run(name, dataset, params.profile, params.overrides, "train", backbone=backbone)
         write(options.out / f"{name}-{dataset}-{backbone}.json", trained)
-        pretrained = resolve_run(WARM_START, dataset, params, "pretrain", backbone=backbone)
+        pretrained = resolve_run(WARM_START, dataset, params.profile, params.overrides, "pretrain", backbone=backbone)
         write(options.out / f"pretrain-{dataset}-{backbone}.json", pretrained)
     return 0
+
+
+def shown(name: str, dataset: str, params: Params, options: argparse.Namespace) -> str:
+    """Every setting of a run with its value and the layer that decided it, a line each."""
+    backbone = choose_backbone(name, params, options.backbone)
+    decided = explain_run(name, dataset, params, options.stage, options.assignments, backbone)
+    rows = [(key, str(value), layer) for key, (value, layer) in decided.items()]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {layer}" for key, value, layer in rows)
 
 
 def write(file: Path, run: Run) -> None:

@@ -23,6 +23,7 @@ from core.manifest import Manifest, read_manifest
 from evaluation import protocol as protocols
 from pipeline import cli
 from pipeline.jobs import CACHE, jobs
+from pipeline.params import Params
 from pipeline.scoring import NO_SCORES, TestSplit, load_method, read_record, same_data, shared_people
 
 RUN = ["method", "variant", "backbone", "profile", "trained_on"]
@@ -50,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--cache", type=Path, default=CACHE, help="decoded images")
     cli.add_machine_arguments(arguments)
     options = arguments.parse_args(argv)
-    params = cli.read_yaml(options.params)
-    torch.set_num_threads(options.threads or params["threads"])
+    params = cli.read_params(options)
+    torch.set_num_threads(cli.threads(options, params))
     trained, missing = (options.trained, []) if options.trained else trained_folders(params)
     tests = prepared(options.data)
     if not trained or not tests:
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def trained_folders(params: dict[str, Any]) -> tuple[list[Path], list[Path]]:
+def trained_folders(params: Params) -> tuple[list[Path], list[Path]]:
     """Folders of the runs of params.yaml: those that were trained, and those that were not."""
     folders = [job.trained for job in jobs(params)]
     there = [folder for folder in folders if (folder / "train.json").is_file()]

@@ -18,8 +18,9 @@ from core import distributed
 from core.errors import UserError
 from core.manifest import read_manifest
 from pipeline import cli
-from pipeline.jobs import CACHE, Job, data_folder, default_backbone
+from pipeline.jobs import CACHE, Job, data_folder
 from pipeline.scoring import read_record, same_data, score_run
+from pipeline.settings import run_backbone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--out", type=Path, help="folder, or with --features the JSON file to write")
     arguments.add_argument("--cache", type=Path, default=CACHE, help="decoded images")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings file")
+    arguments.add_argument("--profile", help="the profile it was trained under; default: params.yaml's")
     cli.add_machine_arguments(arguments)
     options = arguments.parse_args(argv)
     if options.features:
@@ -51,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (options.method and options.dataset):
         arguments.error("give --method and --dataset, or --protocol and --features")
 
-    params = cli.read_yaml(options.params)
-    torch.set_num_threads(options.threads or params["threads"])
-    backbone = options.backbone or default_backbone(options.method, params)
+    params = cli.read_params(options)
+    torch.set_num_threads(cli.threads(options, params))
+    backbone = run_backbone(options.method, options.dataset, params, options.backbone)
     job = Job(options.method, options.dataset, backbone, options.seed)
     trained = options.trained or job.trained
     data = options.data or data_folder(options.dataset)

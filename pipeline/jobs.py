@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from core.config import ConfigError
+from pipeline.params import ROOT as ROOT
+from pipeline.params import Params
 
-ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(".cache")
 
 
@@ -46,27 +45,12 @@ class Job(NamedTuple):
         return Path("results/runs") / self.name
 
 
-def jobs(params: Mapping[str, Any]) -> list[Job]:
+def jobs(params: Params) -> list[Job]:
     """Every job of params.yaml, in its order."""
-    return [Job(run, data, name, seed) for data, run, name in runs(params) for seed in params["seeds"]]
+    return [Job(run, data, name, seed) for data, run, name in runs(params) for seed in params.seeds]
 
 
-def runs(params: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(dataset, run, backbone) of every row of the table.
-
-    Raises ConfigError unless ``runs`` lists runs by backbone kind, each of which ``backbones`` names.
-    """
-    by_kind, backbones = params["runs"], params["backbones"]
-    if not isinstance(by_kind, Mapping) or not set(by_kind) <= set(backbones):
-        raise ConfigError(
-            f"params.yaml: `runs` must list runs for each kind of `backbones` ({', '.join(backbones)}), "
-            f"as in `runs: {{cnn: [hhcl]}}`, not {by_kind!r}"
-        )
-    rows = [(run, backbones[kind]) for kind, listed in by_kind.items() for run in listed]
-    return [(data, run, backbone) for data in params["datasets"] for run, backbone in rows]
-
-
-def default_backbone(run: str, params: Mapping[str, Any]) -> str:
-    """The backbone under whose kind params.yaml lists the run, the first kind's for one that it does not list."""
-    kinds = [kind for kind, listed in (params.get("runs") or {}).items() if run in listed]
-    return str(params["backbones"][kinds[0] if kinds else next(iter(params["backbones"]))])
+def runs(params: Params) -> list[tuple[str, str, str]]:
+    """(dataset, run, backbone) of every row of the table."""
+    rows = [(run, params.backbones[kind]) for kind, listed in params.runs.items() for run in listed]
+    return [(data, run, backbone) for data in params.datasets for run, backbone in rows]

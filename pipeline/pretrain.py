@@ -20,8 +20,8 @@ from core.rng import Streams
 from pipeline import cli
 from pipeline.assemble import build_method
 from pipeline.initial import Initial, save_initial
-from pipeline.jobs import CACHE, data_folder, default_backbone, initial_folder
-from pipeline.settings import Run, profile_settings, resolve_run
+from pipeline.jobs import CACHE, data_folder, initial_folder
+from pipeline.settings import Run, choose_backbone, profile_settings, resolve_run
 from pipeline.train import train
 
 METHOD = "supervised-source"
@@ -42,9 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parse_args(argv)
 
     params = cli.read_params(options)
-    backbone = options.backbone or default_backbone(METHOD, params)
-    run = resolve_run(METHOD, options.dataset, params, "pretrain", options.assignments, backbone)
-    torch.set_num_threads(options.threads or params["threads"])
+    backbone = choose_backbone(METHOD, params, options.backbone)
+    run = resolve_run(
+        METHOD, options.dataset, params.profile, params.overrides, "pretrain", options.assignments, backbone
+    )
+    torch.set_num_threads(cli.threads(options, params))
     manifest = read_manifest(options.data or data_folder(options.dataset))
     out = options.out or initial_folder(options.dataset, run.backbone)
     start = starting_weights(run, options.start_from, out)

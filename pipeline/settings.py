@@ -1,25 +1,21 @@
-"""From params.yaml and a run's name to its resolved configuration."""
+"""From a run's name to its resolved configuration, its backbone and the hash of its code."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 import methods
-from core.backbones.net import BACKBONES
 from core.checkpoint import source_hash
-from core.config import Config, ConfigError, Patch, parse_assignments, resolve
-from datasets import split_fold
-from pipeline.jobs import ROOT
+from core.config import Config, ConfigError, resolve
+from core.names import unknown
+from pipeline.layers import Named, leaves, method_config, named_patches, profile_settings, stack, variants, winners
+from pipeline.params import ROOT, Params
 
-SECTIONS = ("datasets", "variants", "ablations", "profiles")
-BACKBONE_SECTIONS = ("train", "pretrain", "references")
 FULL = "full"  # the ablation row that changes nothing
+# What decides a run's numbers beside its configuration, data, weights, seed and machine: how it is put together.
+ASSEMBLY = ROOT / "pipeline/assemble.py"
 
 
 @dataclass(frozen=True)
@@ -44,56 +40,77 @@ class Run:
         return {**asdict(self), "config_hash": self.config.digest()}
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; raises ConfigError when the file is missing or holds something else."""
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist")
-    try:
-        record = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if record is None:
-        return {}
-    if not isinstance(record, dict):
-        raise ConfigError(f"{path} must hold keys and values at its top level")
-    return record
-
-
-def method_config(method: str) -> dict[str, Any]:
-    """``methods/NAME/config.yaml``."""
-    return read_yaml(methods.folder(method) / "config.yaml")
-
-
-def variants(method: str) -> list[str]:
-    """Variant names of a method, the default first; a method without any has one, called ``default``."""
-    return list(method_config(method).get("variants") or {"default": {}})
-
-
-def named_patches(written: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """Patches of variants and ablation rows by name; both are asked for by the same names.
-
-    Raises ConfigError for a name that stands for two different patches.
-    """
-    variants, rows = (written.get(section) or {} for section in ("variants", "ablations"))
-    twice = sorted(name for name in set(variants) & set(rows) if (variants[name] or {}) != (rows[name] or {}))
-    if twice:
-        raise ConfigError(f"{file}: {twice} are a variant and another ablation row; rename one of the two")
-    return {**variants, **rows}
-
-
 def split_name(name: str) -> tuple[str, str]:
     """``hhcl-paper`` -> (``hhcl``, ``paper``); ``hhcl`` -> its default variant, the first in its config.yaml.
 
     An ablation row is named like a variant. Raises ConfigError naming what is known.
     """
     method, _, variant = name.partition("-")
-    known = variants(method)
-    extra = list(method_config(method).get("ablations") or {})
-    if variant and variant not in known + extra:
-        near = difflib.get_close_matches(variant, known + extra, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"variants: {known}; ablations: {extra}"
-        raise ConfigError(f"{method} has no variant '{variant}'; {hint}")
+    known = [*variants(method), *(method_config(method).get("ablations") or {})]
+    if variant and variant not in known:
+        raise ConfigError(f"{method}: {unknown('variant or ablation row', variant, known)}")
     return method, variant or known[0]
+
+
+def resolve_run(
+    name: str,
+    dataset: str,
+    profile: str,
+    overrides: Mapping[str, Any] | None = None,
+    stage: str = "train",
+    assignments: Sequence[str] = (),
+    backbone: str | None = None,
+) -> Run:
+    """The run's configuration from its layers (``pipeline.layers``); raises ConfigError naming layer and key.
+
+    ``stage`` is ``train`` or ``pretrain`` and picks the profile's patch. ``backbone`` None leaves the method its own.
+    """
+    method, variant = split_name(name)
+    named = Named(method, variant, dataset, profile, stage, backbone)
+    config = resolve(stack(named, overrides or {}, assignments), methods.load(method).Settings)
+    return Run(name, method, variant, config.backbone.name, profile, dataset, config)
+
+
+def explain_run(
+    name: str, dataset: str, params: Params, stage: str, assignments: Sequence[str], backbone: str | None
+) -> dict[str, tuple[Any, str]]:
+    """Every key of the run's configuration with its value and the layer that set it."""
+    method, variant = split_name(name)
+    patches = stack(Named(method, variant, dataset, params.profile, stage, backbone), params.overrides, assignments)
+    return winners(patches, resolve(patches, methods.load(method).Settings))
+
+
+def choose_backbone(name: str, params: Params, asked: str | None = None) -> str | None:
+    """The backbone of a run: the one asked for, its variant's, the profile's choice, or that of its kind.
+
+    A profile with ``own_backbone`` leaves every method its own (None). A run's kind is the one under which params.yaml
+    lists it, or its method, or else the kind whose backbone is of the same family (transformer or not) as its method's.
+    """
+    if asked:
+        return asked
+    method, variant = split_name(name)
+    written = method_config(method)
+    patch = dict(leaves(named_patches(written, f"methods/{method}/config.yaml").get(variant) or {}))
+    if "backbone.name" in patch:
+        return str(patch["backbone.name"])
+    if profile_settings(params.profile).get("own_backbone"):
+        return None
+    by_run = [kind for kind, listed in params.runs.items() if name in listed]
+    by_method = [k for k, listed in params.runs.items() if any(run.partition("-")[0] == method for run in listed)]
+    own = dict(leaves(written)).get("backbone.name", Config(None).backbone.name)
+    alike = [kind for kind, backbone in params.backbones.items() if is_transformer(backbone) == is_transformer(own)]
+    return params.backbones[(by_run or by_method or alike or list(params.backbones))[0]]
+
+
+def run_backbone(name: str, dataset: str, params: Params, asked: str | None = None) -> str:
+    """The name of the backbone that ``choose_backbone`` leads to."""
+    chosen = choose_backbone(name, params, asked)
+    return chosen or resolve_run(name, dataset, params.profile, params.overrides).backbone
+
+
+def is_transformer(backbone: str) -> bool:
+    """Whether a backbone's name is a vision transformer's."""
+    return backbone.startswith("vit")
 
 
 def ablation_rows(method: str, asked: Sequence[str] | None) -> dict[str, Mapping[str, Any]]:
@@ -104,9 +121,9 @@ def ablation_rows(method: str, asked: Sequence[str] | None) -> dict[str, Mapping
     known = method_config(method).get("ablations") or {}
     if not known:
         raise ConfigError(f"methods/{method}/config.yaml lists no `ablations`")
-    unknown = sorted(set(asked or ()) - set(known))
-    if unknown:
-        raise ConfigError(f"{method} has no ablation rows {unknown}; known: {', '.join(known)}")
+    for row in asked or ():
+        if row not in known:
+            raise ConfigError(f"{method}: {unknown('ablation row', row, known)}")
     return {FULL: {}, **{name: patch or {} for name, patch in known.items() if not asked or name in asked}}
 
 
@@ -115,79 +132,6 @@ def row_name(method: str, row: str) -> str:
     return method if row == FULL else f"{method}-{row}"
 
 
-def profile_settings(profile: str) -> dict[str, Any]:
-    """``profiles/NAME.yaml``: ``train``, ``pretrain`` and ``references`` patches, and what pre-training starts from."""
-    folder = ROOT / "profiles"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if profile not in known:
-        raise ConfigError(f"no profile is called '{profile}'; known: {', '.join(known)}")
-    settings = read_yaml(folder / f"{profile}.yaml")
-    check_profile(settings, f"profiles/{profile}.yaml")
-    return settings
-
-
-def check_profile(settings: Mapping[str, Any], file: str) -> None:
-    """Raise ConfigError for a section that nothing would read: a patch's own keys are checked when it is applied."""
-    backbones = settings.get("backbones") or {}
-    sections = [settings, *(section or {} for section in backbones.values())]
-    read = [
-        ("keys", set(settings), {"start_from", *BACKBONE_SECTIONS, "backbones"}),
-        ("backbones", set(backbones), set(BACKBONES)),
-        *(("keys of a backbone", set(section), set(BACKBONE_SECTIONS)) for section in sections[1:]),
-        *(("references", set(section.get("references") or {}), set(methods.available())) for section in sections),
-    ]
-    for what, found, known in read:
-        if found - known:
-            raise ConfigError(f"{file}: unknown {what} {sorted(found - known)}; known: {', '.join(sorted(known))}")
-
-
-def resolve_run(
-    name: str,
-    dataset: str,
-    params: Mapping[str, Any],
-    stage: str = "train",
-    assignments: Sequence[str] = (),
-    backbone: str | None = None,
-) -> Run:
-    """Stack the layers: core defaults, method, dataset override, variant, profile, params.yaml, command line.
-
-    Two layers fit a profile: the method's own ``profiles`` section, and the profile's ``backbones`` section.
-
-    The profile's ``references`` (warm start, supervised bound), and then those of its section for the backbone, come
-    above params.yaml's overrides, which are meant for the methods: ``overrides.schedule.epochs`` must not train the
-    warm start.
-
-    ``stage`` is ``train`` or ``pretrain`` and picks the profile's patch. Raises ConfigError naming layer and key.
-    """
-    method, variant = split_name(name)
-    file = f"methods/{method}/config.yaml"
-    written = method_config(method)
-    own = {key: value for key, value in written.items() if key not in SECTIONS}
-    override = (written.get("datasets") or {}).get(split_fold(dataset)[0]) or {}
-    named = named_patches(written, file)
-    profile = params.get("profile", "published")
-    shared, chosen = f"profiles/{profile}.yaml", profile_settings(profile)
-    fitted = (chosen.get("backbones") or {}).get(backbone) or {}
-    patches = [
-        Patch(file, own, paper=True),
-        Patch(f"{file} (datasets.{dataset})", override, paper=True),
-        Patch(f"{file} (variant {variant})", named.get(variant) or {}, paper=True),
-        Patch(shared, chosen.get(stage) or {}, paper=False),
-        Patch(f"{file} (profiles.{profile})", (written.get("profiles") or {}).get(profile) or {}, paper=False),
-    ]
-    if backbone:
-        patches.append(Patch("--backbone", {"backbone": {"name": backbone}}, paper=False))
-        patches.append(Patch(f"{shared} (backbones.{backbone})", fitted.get(stage) or {}, paper=False))
-    patches.append(Patch("params.yaml (overrides)", params.get("overrides") or {}, paper=False))
-    if stage == "train":  # above the overrides: what frames the methods keeps its own schedule and rate
-        for place, section in (("", chosen), (f"backbones.{backbone}.", fitted)):
-            reference = (section.get("references") or {}).get(method) or {}
-            patches.append(Patch(f"{shared} ({place}references.{method})", reference, paper=False))
-    patches.append(Patch("--set", parse_assignments(assignments), paper=False))
-    config = resolve(patches, methods.load(method).Settings)
-    return Run(name, method, variant, config.backbone.name, profile, dataset, config)
-
-
 def code_hash(method: str) -> str:
-    """Hash of the code that decides a run's numbers: the core's and the method's."""
-    return source_hash([ROOT / "core", *sorted(methods.folder(method).glob("*.py"))])
+    """Hash of the code that decides a run's numbers: the core's, the method's, and what assembles a run."""
+    return source_hash([ROOT / "core", *sorted(methods.folder(method).glob("*.py")), ASSEMBLY])

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from core.errors import UserError
 from pipeline import cli
 from pipeline.jobs import Job, data_folder, initial_folder, jobs
+from pipeline.params import Params, Rendered
 from pipeline.settings import code_hash, resolve_run
 
 
@@ -66,13 +67,13 @@ def add_arguments(arguments: Any) -> None:
     cli.add_machine_arguments(arguments)
 
 
-def machine(options: Any, params: dict[str, Any]) -> Machine:
+def machine(options: Any, params: Params) -> Machine:
     """The machine that the options of ``add_arguments`` describe."""
-    threads = options.threads or params["threads"]
-    return Machine(options.jobs, options.device, threads, options.params, params["profile"])
+    threads = cli.threads(options, params)
+    return Machine(options.jobs, options.device, threads, options.params, params.profile)
 
 
-def run_missing(wanted: Sequence[Job], params: dict[str, Any], on: Machine) -> None:
+def run_missing(wanted: Sequence[Job], params: Params, on: Machine) -> None:
     """Prepare, pre-train, train and evaluate what has no current result yet.
 
     Raises JobsFailed after all other jobs are done, naming each job that ended with an error and its log.
@@ -82,17 +83,17 @@ def run_missing(wanted: Sequence[Job], params: dict[str, Any], on: Machine) -> N
     run_all({job.name: job_steps(job, on) for job in missing}, on.parallel)
 
 
-def prepare_missing(wanted: Sequence[Job], params: dict[str, Any], on: Machine) -> None:
+def prepare_missing(wanted: Sequence[Job], params: Params, on: Machine) -> None:
     """Data and warm starts that are not there yet; a warm start is not redone when settings change (DVC does that)."""
     preparing = {}
     for dataset in dict.fromkeys(job.dataset for job in wanted):
-        drawn = params["rendered"]
+        drawn = params.rendered
         if (data_folder(dataset) / "manifest.csv").is_file():
             refuse_other_world(dataset, drawn)
         else:
-            rendered = ["--size", str(drawn["size"]), "--world", str(drawn["world"])]
+            rendered = ["--size", drawn.size, "--world", str(drawn.world)]
             rendered += ["--device", "cuda" if on.device != "cpu" and torch.cuda.is_available() else "cpu"]
-            place = ["--root", str(params["data_root"]), "--out", str(data_folder(dataset))]
+            place = ["--root", params.data_root, "--out", str(data_folder(dataset))]
             preparing[f"prepare-{dataset}"] = [Step("prepare", ["--dataset", dataset, *place, *rendered])]
     run_all(preparing, on.parallel)
     starting = {}
@@ -103,14 +104,14 @@ def prepare_missing(wanted: Sequence[Job], params: dict[str, Any], on: Machine) 
     run_all(starting, on.parallel)
 
 
-def refuse_other_world(dataset: str, drawn: dict[str, Any]) -> None:
+def refuse_other_world(dataset: str, drawn: Rendered) -> None:
     """Raise ValueError when the prepared `rendered` is not the one that params.yaml asks for."""
     info = json.loads((data_folder(dataset) / "dataset.json").read_text()).get("info", {})
     there = {key: info.get(key) for key in ("size", "world")}
-    if dataset == "rendered" and there != dict(drawn):
+    if dataset == "rendered" and there != drawn.model_dump():
         folder = data_folder(dataset)
         raise UserError(
-            f"{folder} holds {there}, but params.yaml asks for {dict(drawn)}; to prepare it again, remove "
+            f"{folder} holds {there}, but params.yaml asks for {drawn.model_dump()}; to prepare it again, remove "
             f"{folder} and initial/{dataset}-*, which were made from it"
         )
 
@@ -127,13 +128,13 @@ def computing(on: Machine) -> list[str]:
     return ["--device", on.device, "--threads", str(on.threads)]
 
 
-def is_current(job: Job, params: dict[str, Any]) -> bool:
+def is_current(job: Job, params: Params) -> bool:
     """Whether the job's result was made by the present settings, code, data and initial weights."""
     file = job.evaluated / "result.json"
     if not file.is_file():
         return False
     record = json.loads(file.read_text())
-    run = resolve_run(job.run, job.dataset, params, backbone=job.backbone)
+    run = resolve_run(job.run, job.dataset, params.profile, params.overrides, backbone=job.backbone)
     data = json.loads((data_folder(job.dataset) / "dataset.json").read_text())
     initial = json.loads((initial_folder(job.dataset, job.backbone) / "initial.json").read_text())
     made_by = (record["run"]["config_hash"], record["code"], record["data"]["fingerprint"], record["initial"]["sha256"])

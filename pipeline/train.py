@@ -22,8 +22,8 @@ from core.rng import Streams
 from pipeline import cli
 from pipeline.assemble import build_method, run_key, training_data
 from pipeline.initial import Initial, read_initial
-from pipeline.jobs import CACHE, ROOT, Job, data_folder, default_backbone, initial_folder
-from pipeline.settings import Run, code_hash, resolve_run
+from pipeline.jobs import CACHE, ROOT, Job, data_folder, initial_folder
+from pipeline.settings import Run, choose_backbone, code_hash, resolve_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,9 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parse_args(argv)
 
     params = cli.read_params(options)
-    backbone = options.backbone or default_backbone(options.method, params)
-    run = resolve_run(options.method, options.dataset, params, "train", options.assignments, backbone)
-    torch.set_num_threads(options.threads or params["threads"])
+    backbone = choose_backbone(options.method, params, options.backbone)
+    run = resolve_run(
+        options.method, options.dataset, params.profile, params.overrides, "train", options.assignments, backbone
+    )
+    torch.set_num_threads(cli.threads(options, params))
     manifest = read_manifest(options.data or data_folder(options.dataset))
     initial = read_initial(options.initial or initial_folder(options.dataset, run.backbone))
     out = options.out or Job(options.method, options.dataset, run.backbone, options.seed).trained

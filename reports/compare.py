@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--selection", choices=["last"], default="last", help="per-query results exist of the last epoch only"
     )
     options = arguments.parse_args(argv)
-    params = cli.read_yaml(options.params)
+    params = cli.read_params(options)
     results = read_results(params)
     warn_of_quarantined(results)
     table = compare(results)

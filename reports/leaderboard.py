@@ -10,6 +10,7 @@ import pandas as pd
 
 from evaluation import protocol as protocols
 from pipeline import cli
+from pipeline.params import Params
 from reports.compare import NOTE as COMPARISON_NOTE
 from reports.compare import compare, difference_table, to_baseline
 from reports.record import Result
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
     arguments.add_argument("--out", type=Path, default=Path("results"), help="folder to write")
     options = arguments.parse_args(argv)
-    params = cli.read_yaml(options.params)
+    params = cli.read_params(options)
     results = read_results(params)
     warn_of_quarantined(results)
     table = compared_table(results)
@@ -148,14 +149,14 @@ def published_table(names: Sequence[str]) -> str:
     return markdown_table(rows) if rows else "None."
 
 
-def draw_curves(params: dict[str, Any], results: Sequence[Result], file: Path) -> None:
+def draw_curves(params: Params, results: Sequence[Result], file: Path) -> None:
     """Test mAP and pseudo-label quality per epoch: a row of panels per backbone, a line per run (its first seed)."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    seed = params["seeds"][0]
+    seed = params.seeds[0]
     folds = {result.record["run"]["dataset"]: result.record.get("fold") for result in reversed(results)}
     shown: dict[str, list[Result]] = {}
     for result in results:

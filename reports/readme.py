@@ -97,8 +97,7 @@ def has_these_settings(method: str, row: pd.Series) -> bool:
     known = {FULL, *(method_config(method).get("ablations") or {})}
     if "config_hash" not in row or row["row"] not in known:
         return False
-    profile, name = {"profile": row["profile"]}, row_name(method, row["row"])
-    run = resolve_run(name, row["dataset"], profile, backbone=row["backbone"])
+    run = resolve_run(row_name(method, row["row"]), row["dataset"], row["profile"], backbone=row["backbone"])
     return bool(row["config_hash"] == run.config.digest())
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 
 import methods
+from core.validation import read_mapping
 from pipeline.jobs import jobs
-from pipeline.settings import read_yaml, variants
+from pipeline.layers import variants
+from pipeline.params import Params
 from reports.record import Result, read_result
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -48,7 +50,7 @@ COLUMNS = [
 FLOOR, CEILING = "warm_start", "supervised"
 
 
-def read_results(params: Mapping[str, Any]) -> list[Result]:
+def read_results(params: Params) -> list[Result]:
     """Checked results of the runs that params.yaml asks for; raises UserError for one that is missing."""
     return [read_result(job.evaluated) for job in jobs(params)]
 
@@ -185,7 +187,7 @@ def status(group: Sequence[dict[str, Any]]) -> str:
 def published(method: str) -> dict[str, Any]:
     """``methods/NAME/published.yaml``; empty for the reference rows, which no paper published."""
     file = methods.folder(method) / "published.yaml"
-    return read_yaml(file) if file.is_file() else {}
+    return read_mapping(file) if file.is_file() else {}
 
 
 def published_row(method: str, variant: str, backbone: str, dataset: str) -> dict[str, Any]:

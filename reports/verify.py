@@ -21,6 +21,7 @@ from core.errors import UserError
 from evaluation import protocol as protocols
 from pipeline import cli
 from pipeline.jobs import jobs
+from pipeline.params import Params
 from reports import leaderboard
 from reports.record import METRICS, Result, read_result
 from reports.table import KEY, per_seed, published, setting, warn_of_quarantined
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--reference", type=Path, default=Path("results/reference"), help="the committed reference")
     arguments.add_argument("--update", action="store_true", help="write the reference from the present results")
     options = arguments.parse_args(argv)
-    results = present_results(cli.read_yaml(options.params))
+    results = present_results(cli.read_params(options))
     warn_of_quarantined(results)
     if options.update:
         for file in update(results, options.reference):
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int((table["state"] == "below").any())
 
 
-def present_results(params: dict[str, Any]) -> list[Result]:
+def present_results(params: Params) -> list[Result]:
     """Checked results of those runs of params.yaml that were evaluated."""
     folders = [job.evaluated for job in jobs(params)]
     return [read_result(folder) for folder in folders if (folder / "result.json").is_file()]

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from pipeline import prepare, pretrain
-from pipeline.jobs import ROOT, default_backbone
-from pipeline.settings import read_yaml
+from pipeline.jobs import ROOT
+from pipeline.params import read_params
+from pipeline.settings import run_backbone
 
 THREADS = 2
-PARAMS = read_yaml(ROOT / "params.yaml")
+PARAMS = read_params(ROOT / "params.yaml", {"profile": "tiny"})
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ class TinyWorld:
 
     def train_arguments(self, method: str, out: Path, *more: str) -> list[str]:
         """Command line of ``pipeline.train`` on this world, with the method's backbone of params.yaml."""
-        initial = self.initial_of(default_backbone(method, PARAMS))
+        initial = self.initial_of(run_backbone(method, "rendered", PARAMS))
         return [
             *("--method", method, "--dataset", "rendered", "--profile", "tiny"),
             *("--data", str(self.data), "--initial", str(initial)),
@@ -73,7 +74,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     made = TinyWorld(tmp_path_factory.mktemp("world"))
     assert prepare.main(["--dataset", "rendered", "--size", "tiny", "--world", "1", "--out", str(made.data)]) == 0
     arguments = ["--dataset", "rendered", "--profile", "tiny", "--device", "cpu", "--data", str(made.data)]
-    for backbone in PARAMS["backbones"].values():
+    for backbone in PARAMS.backbones.values():
         out = ["--backbone", backbone, "--out", str(made.initial_of(backbone))]
         assert pretrain.main([*arguments, *out, "--cache", str(made.cache)]) == 0
     return made

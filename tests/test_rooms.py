@@ -19,7 +19,14 @@ ALLOWED = {
     "reports": {"reports", "pipeline", "methods", "datasets", "evaluation", "core"},
 }
 # What tables reads settings, jobs and records; it trains and scores nothing.
-READ_BY_REPORTS = {"pipeline.cli", "pipeline.settings", "pipeline.jobs", "pipeline.records"}
+READ_BY_REPORTS = {
+    "pipeline.cli",
+    "pipeline.settings",
+    "pipeline.layers",
+    "pipeline.params",
+    "pipeline.jobs",
+    "pipeline.records",
+}
 
 
 def imports(file: Path) -> set[str]:

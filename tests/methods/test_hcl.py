@@ -239,9 +239,9 @@ def test_a_resumed_method_goes_on_from_the_saved_memory_to_the_last_bit(source: 
 
 def test_the_radii_of_the_paper_and_of_the_controlled_profile_keep_their_gaps() -> None:
     for profile, expected in (("published", [0.5, 0.55, 0.6]), ("controlled", [0.4, 0.45, 0.5])):
-        config = resolve_run("hcl", "rendered", {"profile": profile}).config
+        config = resolve_run("hcl", "rendered", profile).config
         assert granularity_radii(config.clustering.eps, config.settings.eps_offsets) == pytest.approx(expected)
-        single = resolve_run("hcl-hcl", "rendered", {"profile": profile}).config
+        single = resolve_run("hcl-hcl", "rendered", profile).config
         assert granularity_radii(single.clustering.eps, single.settings.eps_offsets) == [single.clustering.eps]
 
 
@@ -276,6 +276,6 @@ def test_an_impossible_setting_is_refused_with_the_possible_ones(settings: dict[
 
 @pytest.mark.parametrize("name", ["hcl", "hcl-hcl", "hcl-no_cam"])
 def test_cameras_are_declared_for_the_sampler_alone(name: str) -> None:
-    needs = HCL.needs(resolve_run(name, "rendered", {"profile": "controlled"}).config)
+    needs = HCL.needs(resolve_run(name, "rendered", "controlled").config)
     assert needs.cameras == (frozenset() if name == "hcl-no_cam" else {"sampler"})
     assert needs.identities is None

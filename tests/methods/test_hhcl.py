@@ -70,11 +70,11 @@ def test_every_epoch_starts_with_equal_memories_and_nothing_of_the_last_one(gene
 def test_the_headline_row_is_the_released_one_and_its_ablation_switches_the_hard_memory_off() -> None:
     """Properties 1 and 5: the tested weights are those of the configuration."""
     for profile in ("published", "controlled"):
-        released = resolve_run("hhcl", "market1501", {"profile": profile}).config.settings
+        released = resolve_run("hhcl", "market1501", profile).config.settings
         assert (released.hard_memory, released.w_hard, released.w_mean) == ("momentum", 0.5, 0.25)
-        reduced = resolve_run("hhcl-mean_only", "market1501", {"profile": profile}).config.settings
+        reduced = resolve_run("hhcl-mean_only", "market1501", profile).config.settings
         assert (reduced.hard_memory, reduced.w_hard, reduced.w_mean) == ("momentum", 0.0, 1.0)
-        paper = resolve_run("hhcl-paper", "market1501", {"profile": profile}).config.settings
+        paper = resolve_run("hhcl-paper", "market1501", profile).config.settings
         assert (paper.hard_memory, paper.w_centroid, paper.slots) == ("slots", 0.5, None)
 
 
@@ -169,9 +169,9 @@ def test_labels_are_numbered_without_gaps_and_outliers_have_no_row(generator) ->
 
 def test_without_cameras_the_draw_needs_none_and_the_table_says_so(generator) -> None:
     """Property 10: ``no_cam`` cannot depend on camera ids, as it never asks for them."""
-    config = resolve_run("hhcl-no_cam", "rendered", {"profile": "tiny"}).config
+    config = resolve_run("hhcl-no_cam", "rendered", "tiny").config
     assert HHCL.needs(config) == Needs()
-    assert HHCL.needs(resolve_run("hhcl", "rendered", {"profile": "tiny"}).config).cameras == {"sampler"}
+    assert HHCL.needs(resolve_run("hhcl", "rendered", "tiny").config).cameras == {"sampler"}
     method = HHCL(config, torch.nn.Identity(), 1)  # type: ignore[arg-type]
     labels = Labels(np.repeat(np.arange(6), 8))
     data = Data(unit(generator, 48, DIM))

@@ -267,5 +267,5 @@ def test_settings_that_cannot_be_run_are_refused(make, message: str) -> None:
 
 
 def test_the_defaults_are_the_headline_of_the_config_file_and_the_row_all_off_has_every_addition_off() -> None:
-    settings = {name: resolve_run(name, "market1501", {}).config.settings for name in ("jcl", "jcl-all_off")}
+    settings = {name: resolve_run(name, "market1501", "published").config.settings for name in ("jcl", "jcl-all_off")}
     assert settings == {"jcl": Settings(), "jcl-all_off": Settings(mu=0.0, camera_filter=False, wam=NO_WAM)}

@@ -235,12 +235,12 @@ def test_the_camera_term_is_that_of_the_whole_plus_the_mean_of_the_parts() -> No
 def test_the_epoch_of_the_score_scales_with_the_run() -> None:
     from pipeline.settings import resolve_run
 
-    published = resolve_run("pisl", "market1501", {"profile": "published"}).config
+    published = resolve_run("pisl", "market1501", "published").config
     assert published.settings.consistency_from == 5
     assert published.clustering.eps == 0.4
-    short = resolve_run("pisl", "rendered", {"profile": "controlled"}).config
+    short = resolve_run("pisl", "rendered", "controlled").config
     assert short.settings.consistency_from == round(5 * short.schedule.epochs / 50)
-    blind = resolve_run("pisl-no_cam", "msmt17_v2", {"profile": "published"}).config
+    blind = resolve_run("pisl-no_cam", "msmt17_v2", "published").config
     assert PISL.needs(blind).cameras == frozenset()
     assert blind.clustering.eps == 0.5
 

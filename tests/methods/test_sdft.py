@@ -282,7 +282,7 @@ ROWS = method_config("sdft")["variants"] | method_config("sdft")["ablations"]
 @pytest.mark.parametrize("row", ROWS)
 def test_every_trained_parameter_has_a_gradient_in_every_row(small: Embedder, generator, row: str) -> None:
     """Several processes need it: DDP waits for the gradient of each parameter."""
-    settings = resolve_run(f"sdft-{row}", "rendered", {"profile": "tiny"}).config.settings
+    settings = resolve_run(f"sdft-{row}", "rendered", "tiny").config.settings
     method = started(sdft(small, **vars(settings)), pictures(generator), torch.arange(8) % CLUSTERS)
     terms = step(method, batch_of(pictures(generator)))
     assert all(torch.isfinite(term) for term in terms.values())
@@ -305,7 +305,7 @@ def test_clustering_reads_the_global_feature_even_where_the_concatenation_is_tes
 
 
 def test_no_camera_label_is_used(small: Embedder) -> None:
-    run = resolve_run("sdft", "market1501", {"profile": "published"})
+    run = resolve_run("sdft", "market1501", "published")
     assert SDFT.needs(run.config).cameras == frozenset()
 
 

@@ -287,7 +287,7 @@ def test_with_every_addition_off_it_is_cluster_contrast_bit_for_bit(people, gene
 def test_the_ablation_row_of_the_baseline_has_every_addition_off() -> None:
     from pipeline.settings import resolve_run
 
-    config = resolve_run("spcl-cluster_contrast", "rendered", {"profile": "controlled"}).config
+    config = resolve_run("spcl-cluster_contrast", "rendered", "controlled").config
     assert config.settings == Settings(**PLAIN)  # type: ignore[arg-type]
 
 
@@ -296,7 +296,7 @@ def test_every_profile_keeps_both_clusterings_inside_the_graph(profile: str) -> 
     from pipeline.settings import resolve_run
 
     for dataset in ("market1501", "msmt17_v1", "rendered"):
-        SpCL(resolve_run("spcl", dataset, {"profile": profile}).config, torch.nn.Identity(), 1)  # type: ignore[arg-type]
+        SpCL(resolve_run("spcl", dataset, profile).config, torch.nn.Identity(), 1)  # type: ignore[arg-type]
 
 
 def test_impossible_settings_are_refused_with_the_reason() -> None:

@@ -27,6 +27,9 @@ threads: 2
 runs: {cnn: [warm_start, cluster_contrast]}
 datasets: [first, second]
 seeds: [0]
+launch: python
+data_root: nowhere
+rendered: {size: tiny, world: 1}
 """
 
 

@@ -19,6 +19,7 @@ from core.manifest import Manifest, read_manifest
 from evaluation import protocol as protocols
 from evaluation.ranking import evaluate_features
 from pipeline import cross_domain, evaluate, prepare, train
+from pipeline.params import read_params
 from pipeline.scoring import load_method, read_record
 from reports import exports, leaderboard, verify
 from reports.compare import compare
@@ -37,6 +38,9 @@ threads: 2
 runs: {{cnn: [supervised]}}
 datasets: [{", ".join(FOLDS)}]
 seeds: [0]
+launch: python
+data_root: nowhere
+rendered: {{size: tiny, world: 1}}
 """
 
 
@@ -212,7 +216,7 @@ def test_a_best_epoch_below_the_last_one_is_quarantined_by_rank1(here: Path) -> 
 
 
 def params() -> dict[str, Any]:
-    return verify.cli.read_yaml(Path("params.yaml"))
+    return read_params(Path("params.yaml"))
 
 
 def test_the_leaderboard_averages_folds_and_says_how_many_there_were(here: Path) -> None:

@@ -8,19 +8,22 @@ import pytest
 
 import methods
 from core.config import ConfigError, Patch, resolve
-from pipeline.settings import check_profile, method_config, named_patches, resolve_run
+from pipeline.jobs import ROOT
+from pipeline.layers import check_profile, method_config, named_patches
+from pipeline.params import read_params
+from pipeline.settings import explain_run, resolve_run
 
-LOUD = {"profile": "controlled", "overrides": {"optimiser": {"lr": 0.5}, "schedule": {"epochs": 3}}}
+LOUD = {"optimiser": {"lr": 0.5}, "schedule": {"epochs": 3}}
 
 
 def resolved(name: str, backbone: str = "resnet18_half", *assignments: str) -> Any:
-    return resolve_run(name, "rendered", LOUD, assignments=assignments, backbone=backbone).config
+    return resolve_run(name, "rendered", "controlled", LOUD, assignments=assignments, backbone=backbone).config
 
 
 @pytest.mark.parametrize("method", methods.available())
 def test_the_configuration_of_a_shortened_run_reads_back_from_its_file(method: str) -> None:
     """A setting counted in epochs becomes a fraction there, which an integer field would refuse."""
-    config = resolve_run(method, "rendered", {"profile": "controlled"}, assignments=["schedule.epochs=7"]).config
+    config = resolve_run(method, "rendered", "controlled", assignments=["schedule.epochs=7"]).config
     assert resolve([Patch("train.json", config.as_dict(), paper=True)], methods.load(method).Settings) == config
 
 
@@ -66,14 +69,54 @@ def test_a_name_that_is_a_variant_and_another_row_is_refused() -> None:
 def test_every_variant_and_row_of_a_method_resolves(method: str) -> None:
     written = method_config(method)
     for name in named_patches(written, method):
-        assert resolve_run(f"{method}-{name}", "market1501", {"profile": "published"}).variant == name
+        assert resolve_run(f"{method}-{name}", "market1501", "published").variant == name
 
 
 def test_the_released_selective_contrastive_has_its_camera_penalty_at_test() -> None:
-    config = resolve_run("selective_contrastive-released", "market1501", {"profile": "published"}).config
+    config = resolve_run("selective_contrastive-released", "market1501", "published").config
     assert (config.settings.memory_mode, config.settings.lambda_c_test) == ("released", 0.05)
 
 
 def test_no_memory_sees_an_erased_view_in_the_controlled_profile() -> None:
     for name, backbone in [("spcl", "resnet18_half"), ("pisl", "resnet18_half"), ("vitc_ureid", "vit_tiny6_ics")]:
         assert resolved(name, backbone).augment.erase_probability == 0
+
+
+@pytest.mark.parametrize(
+    ("run", "backbone", "told"),
+    [
+        ("cluster_contrast-gem", "resnet18_half", r"backbone\.pooling to gem, but profiles/controlled\.yaml"),
+        ("spcl-gem", "resnet18_half", r"backbone\.pooling to gem, but profiles/controlled\.yaml"),
+        ("selective_contrastive-batch32", "resnet18_half", r"sampler\.identities to 32, but profiles/controlled\.yaml"),
+        ("vitc_ureid-small", "vit_tiny6_ics", r"backbone\.name to vit_small, but --backbone"),
+    ],
+)
+def test_a_variant_that_a_higher_layer_hides_is_no_silent_copy_of_the_headline(
+    run: str, backbone: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        resolve_run(run, "rendered", "controlled", backbone=backbone)
+
+
+def test_overrides_hide_no_variant_but_the_command_line_may() -> None:
+    with pytest.raises(ConfigError, match=r"settings\.update to hardest, but params\.yaml"):
+        resolve_run("cluster_contrast-hardest", "rendered", "controlled", {"settings": {"update": "mean"}})
+    shown = resolve_run("cluster_contrast-gem", "rendered", "controlled", assignments=["backbone.pooling=gem"])
+    assert shown.config.backbone.pooling == "gem"
+
+
+def test_what_a_row_names_is_meant_also_under_the_methods_own_section_for_a_profile() -> None:
+    assert method_config("selective_contrastive")["profiles"]["tiny"]["settings"]["stripes"] == 4
+    run = resolve_run("selective_contrastive-instance_discrimination", "rendered", "tiny")
+    assert run.config.settings.stripes == 0
+
+
+def test_every_key_of_a_run_says_which_layer_decided_it() -> None:
+    params = read_params(ROOT / "params.yaml", {"overrides": {"clustering": {"eps": 0.55}}})
+    decided = explain_run("hhcl-paper", "rendered", params, "train", ["optimiser.lr=1e-3"], "resnet18_half")
+    assert decided["clustering.eps"] == (0.55, "params.yaml (overrides)")
+    assert decided["optimiser.lr"] == (0.001, "--set")
+    assert decided["backbone.name"] == ("resnet18_half", "--backbone")
+    assert decided["schedule.epochs"] == (10, "profiles/controlled.yaml")
+    assert decided["precision"] == ("fp32", "default")
+    assert decided["settings.hard_memory"] == ("slots", "methods/hhcl/config.yaml (variant paper)")

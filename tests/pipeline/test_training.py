@@ -68,7 +68,7 @@ def test_every_variant_of_a_method_resolves(method: str, world: TinyWorld, tmp_p
     for dataset in ("market1501", "msmt17_v2", "rendered"):
         for variant in named:
             name = method if variant == "default" else f"{method}-{variant}"
-            assert resolve_run(name, dataset, {"profile": "published"}).dataset == dataset
+            assert resolve_run(name, dataset, "published").dataset == dataset
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(world: TinyWorld, tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ from pipeline import evaluate
 from pipeline.jobs import Job
 from pipeline.settings import resolve_run
 
-PARAMS = "profile: tiny\ndatasets: [rendered]\nbackbones: {cnn: resnet18_half}\nthreads: 1\n"
+PARAMS = """
+profile: tiny
+datasets: [rendered]
+backbones: {cnn: resnet18_half}
+threads: 1
+launch: python
+data_root: nowhere
+rendered: {size: tiny, world: 1}
+"""
 
 
 def write_params(folder: Path, runs: list[str], seeds: list[int]) -> Path:
@@ -48,7 +56,7 @@ def write_result(
     failure: str | None = None,
 ) -> Path:
     """Write results/runs/NAME-rendered-resnet18_half-SEED below the working directory and return the folder."""
-    run = resolve_run(name, "rendered", {"profile": profile}, backbone="resnet18_half")
+    run = resolve_run(name, "rendered", profile, backbone="resnet18_half")
     queries = side_file(ap, people)
     first = queries["first_match_rank"]
     last: dict[str, Any] = {

@@ -14,9 +14,12 @@ import yaml
 
 import methods
 from core.config import ConfigError
+from core.validation import read
 from pipeline import ablation, sweep
-from pipeline.jobs import ROOT, Job, default_backbone, jobs
-from pipeline.settings import ablation_rows, method_config, row_name
+from pipeline.jobs import ROOT, Job, jobs
+from pipeline.layers import method_config
+from pipeline.params import Params
+from pipeline.settings import ablation_rows, row_name
 from reports import ablation as tables
 from tests.conftest import TinyWorld
 from tests.reports.synthetic import write_result
@@ -31,6 +34,7 @@ PARAMS = {
     "threads": 1,
     "rendered": {"size": "tiny", "world": 1},
     "data_root": "nowhere",
+    "launch": "python",
 }
 
 
@@ -117,24 +121,12 @@ def test_jobs_that_end_in_an_error_are_named_with_their_last_words(
 
 
 def test_jobs_are_every_run_of_every_kind_with_every_seed() -> None:
-    listed = jobs({**PARAMS, "seeds": [0, 1]})
+    listed = jobs(read(Params, {**PARAMS, "seeds": [0, 1]}, "params.yaml"))
     assert len(listed) == 4 * 2
     assert Job("sdft", "rendered", "vit_tiny6_ics", 1) in listed
     assert listed[0].evaluated == Path("results/runs/warm_start-rendered-resnet18_half-0")
 
 
-def test_a_run_is_given_the_backbone_it_is_listed_under() -> None:
-    assert default_backbone("sdft", PARAMS) == "vit_tiny6_ics"
-    assert default_backbone("hhcl", PARAMS) == "resnet18_half"
-    assert default_backbone("spcl", PARAMS) == "resnet18_half"
-
-
-@pytest.mark.parametrize("runs", [["hhcl"], {"transformer": ["hhcl"]}])
-def test_runs_that_name_no_backbone_kind_are_an_error_that_says_how(runs: object) -> None:
-    with pytest.raises(ConfigError, match=r"for each kind of `backbones` \(cnn, vit\)"):
-        jobs({**PARAMS, "runs": runs})
-
-
 def test_an_unknown_row_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no ablation rows \['hardonly'\]; known: mean_only, hard_only"):
+    with pytest.raises(ConfigError, match=r"unknown ablation row 'hardonly'; did you mean 'hard_only'"):
         ablation_rows("hhcl", ["hardonly"])

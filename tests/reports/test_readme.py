@@ -70,7 +70,7 @@ def test_a_row_without_a_baseline_has_dashes_for_its_difference() -> None:
 
 def ablation_row() -> dict[str, object]:
     where = {"dataset": "rendered", "profile": "controlled", "backbone": "resnet18_half"}
-    made_by = resolve_run("jcl-no_wam", "rendered", where, backbone="resnet18_half").config.digest()
+    made_by = resolve_run("jcl-no_wam", "rendered", "controlled", backbone="resnet18_half").config.digest()
     numbers = {"seeds": 1, "mAP_mean": 70.0, "mAP_sd": None, "difference": -1.24, "low": -2.0, "high": 0.5}
     return {"row": "no_wam", **where, **numbers, "verdict": "one seed", "config_hash": made_by}
 

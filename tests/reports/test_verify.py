@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.params import read_params
 from reports import verify
 from tests.reports.synthetic import write_params, write_result
 
@@ -34,7 +35,7 @@ def write(name: str, level: float, seed: int = 0, **more: Any) -> None:
 
 
 def states(name: str = "reference") -> dict[str, str]:
-    params = verify.cli.read_yaml(Path("params.yaml"))
+    params = read_params(Path("params.yaml"))
     table = verify.verify(verify.present_results(params), verify.read_reference(Path("results/reference")))
     chosen = table[table["expected_by"] == name]
     return dict(zip(chosen["method"], chosen["state"], strict=False))

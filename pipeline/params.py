@@ -1,0 +1,104 @@
+"""params.yaml as a typed record: what to run, on what, how often."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+import methods
+from core.backbones.net import BACKBONES
+from core.names import unknown
+from core.validation import Record, read, read_mapping
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # run names become folders, stages and shell words
+MOST_THREADS = 1024
+
+
+class Rendered(Record):
+    """Which world of drawn people is prepared: the size of its images and table, and its number."""
+
+    size: str
+    world: int = Field(ge=0)
+
+
+class Params(Record):
+    """What params.yaml says; README and the file's own comments explain the keys."""
+
+    profile: str
+    datasets: tuple[str, ...]
+    backbones: dict[str, str]
+    runs: dict[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+    threads: int = Field(ge=1, le=MOST_THREADS)
+    launch: str
+    data_root: str
+    rendered: Rendered
+    overrides: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("datasets")
+    @classmethod
+    def _named_datasets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:  # a prepared folder may have a name of the user's own
+            if not NAME.fullmatch(name):
+                raise ValueError(f"'{name}' is no name of a dataset: letters, digits, '_', '.' and '-' only")
+        if not names:
+            raise ValueError("list at least one dataset, as in [rendered]")
+        return _each_once(names)
+
+    @field_validator("backbones")
+    @classmethod
+    def _known_backbones(cls, kinds: dict[str, str]) -> dict[str, str]:
+        for name in kinds.values():
+            _check_known("backbone", name, BACKBONES)
+        if not kinds:
+            raise ValueError("name at least one backbone, as in {cnn: resnet18_half}")
+        return kinds
+
+    @field_validator("runs")
+    @classmethod
+    def _known_runs(cls, kinds: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for listed in kinds.values():
+            for name in _each_once(listed):
+                if not NAME.fullmatch(name):
+                    raise ValueError(f"'{name}' is no run: METHOD or METHOD-VARIANT, as in hhcl-paper")
+                _check_known("method", name.partition("-")[0], methods.available())
+        return kinds
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or min(seeds) < 0:
+            raise ValueError(f"list one seed or more, none of them negative, not {list(seeds)}")
+        return _each_once(seeds)
+
+    @model_validator(mode="after")
+    def _runs_have_a_backbone(self) -> Params:
+        for kind in self.runs:
+            if kind not in self.backbones:
+                raise ValueError(f"`runs` are listed by kind of backbone: {unknown('kind', kind, self.backbones)}")
+        return self
+
+
+def read_params(path: Path, changes: Mapping[str, Any] | None = None) -> Params:
+    """Read and check a settings file, with ``changes`` of the command line on top.
+
+    Raises RecordError naming file, key and the nearest known one.
+    """
+    return read(Params, {**read_mapping(path), **(changes or {})}, str(path))
+
+
+def _check_known(kind: str, name: str, known: Iterable[str]) -> None:
+    if name not in list(known):
+        raise ValueError(unknown(kind, name, known))
+
+
+def _each_once(listed: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = sorted({str(entry) for entry in listed if listed.count(entry) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is listed twice")
+    return listed

@@ -1,0 +1,107 @@
+"""params.yaml: what it may say, and what an error of it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from core.validation import RecordError
+from pipeline.jobs import ROOT
+from pipeline.params import read_params
+from pipeline.settings import run_backbone
+
+GOOD: dict[str, Any] = {
+    "profile": "controlled",
+    "datasets": ["rendered"],
+    "backbones": {"cnn": "resnet18_half", "vit": "vit_tiny6_ics"},
+    "runs": {"cnn": ["hhcl-paper", "spcl"], "vit": ["vitc_ureid"]},
+    "seeds": [0],
+    "threads": 2,
+    "launch": "python",
+    "data_root": "nowhere",
+    "rendered": {"size": "small", "world": 0},
+}
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"sedes": [0]}, r"unknown key 'sedes'; did you mean 'seeds'"),
+    ({"datasets": "rendered"}, r"'datasets' must be a valid (tuple|array)"),
+    ({"datasets": []}, r"'datasets': list at least one dataset"),
+    ({"datasets": ["a b"]}, r"'a b' is no name of a dataset"),
+    ({"datasets": ["../evil"]}, r"'\.\./evil' is no name of a dataset"),
+    ({"datasets": ["rendered", "rendered"]}, r"rendered is listed twice"),
+    ({"seeds": [0, 0]}, r"0 is listed twice"),
+    ({"seeds": []}, r"'seeds': list one seed or more"),
+    ({"seeds": [-1]}, r"'seeds': list one seed or more"),
+    ({"seeds": 0}, r"'seeds' must be a valid (tuple|array)"),
+    ({"seeds": ["0"]}, r"'seeds\[0\]' must be a valid integer"),
+    ({"threads": 0}, r"'threads' must be greater than or equal to 1"),
+    ({"threads": 100_000}, r"'threads' must be less than or equal to 1024"),
+    ({"threads": 2.5}, r"'threads' must be a valid integer"),
+    ({"runs": ["hhcl"]}, r"'runs' must be an object|'runs' must be a valid dict"),
+    ({"runs": {"transformer": ["hhcl"]}}, r"unknown kind 'transformer'; known: cnn, vit"),
+    ({"runs": {"cnn": ["pislo"]}}, r"unknown method 'pislo'; did you mean 'pisl'"),
+    ({"runs": {"cnn": ["hhcl; rm -r data"]}}, r"is no run: METHOD or METHOD-VARIANT"),
+    ({"backbones": {"cnn": "resnet51"}}, r"unknown backbone 'resnet51'; did you mean 'resnet50'"),
+    ({"rendered": {"size": "small"}}, r"'rendered\.world' is missing"),
+    (
+        {"rendered": {"size": "small", "wrold": 0, "world": 0}},
+        r"unknown key 'rendered\.wrold'; did you mean 'rendered\.world'",
+    ),
+]
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "params.yaml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize(("change", "told"), BAD, ids=[str(change) for change, _ in BAD])
+def test_a_wrong_entry_is_an_error_that_names_file_and_key(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    file = written(tmp_path, yaml.safe_dump({**GOOD, **change}))
+    with pytest.raises(RecordError, match=rf"params\.yaml: .*{told}"):
+        read_params(file)
+
+
+@pytest.mark.parametrize("key", GOOD)
+def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
+    rest = {name: value for name, value in GOOD.items() if name != key}
+    with pytest.raises(RecordError, match=f"'{key}' is missing"):
+        read_params(written(tmp_path, yaml.safe_dump(rest)))
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="'seeds' stands twice"):
+        read_params(written(tmp_path, yaml.safe_dump(GOOD) + "seeds: [1]\n"))
+
+
+def test_a_missing_file_says_in_which_folder_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecordError, match=f"params.yaml does not exist.*{tmp_path.name}"):
+        read_params(Path("params.yaml"))
+
+
+def test_the_suites_own_files_are_good() -> None:
+    for file in sorted(ROOT.glob("params*.yaml")):
+        assert read_params(file).seeds
+
+
+@pytest.mark.parametrize(
+    ("run", "profile", "backbone"),
+    [
+        ("hhcl-paper", "controlled", "resnet18_half"),  # listed
+        ("vitc_ureid-cap", "controlled", "vit_tiny6_ics"),  # by its method
+        ("sdft", "controlled", "vit_tiny6_ics"),  # by its method's family: it is listed nowhere here
+        ("jcl", "controlled", "resnet18_half"),
+        ("vitc_ureid-small", "controlled", "vit_small"),  # what the variant is about
+        ("hhcl", "published", "resnet50"),  # each paper's own
+        ("vitc_ureid", "published", "vit_base"),
+        ("sdft", "published", "vit_small"),
+    ],
+)
+def test_a_run_finds_its_backbone(run: str, profile: str, backbone: str, tmp_path: Path) -> None:
+    params = read_params(written(tmp_path, yaml.safe_dump(GOOD)), {"profile": profile})
+    assert run_backbone(run, "rendered", params) == backbone
+    assert run_backbone(run, "rendered", params, asked="resnet50_ibn") == "resnet50_ibn" or run == "vitc_ureid-small"

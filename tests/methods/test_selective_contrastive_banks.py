@@ -236,7 +236,7 @@ def test_in_the_warm_up_the_anchor_is_the_only_positive_and_never_its_own_negati
 
 def test_the_warm_up_of_a_shortened_run_takes_the_same_share_of_its_steps(tmp_path: Path, one_thread: None) -> None:
     small = ["sampler.identities=8", "sampler.instances=1", f"settings.stripes={STRIPES}"]
-    config = resolve_run("selective_contrastive", "rendered", {"profile": "controlled"}, assignments=small).config
+    config = resolve_run("selective_contrastive", "rendered", "controlled", assignments=small).config
     assert (config.schedule.epochs, config.schedule.iterations) == (10, 15)
     method, alone = build(config=config), ProcessGroup(0, 1, torch.device("cpu"))
     pixels = torch.randint(256, (IMAGES, 3, 16, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -123,7 +123,7 @@ def test_an_outlier_enters_a_batch_only_as_an_anchor(outliers: str, generator) -
 
 
 def test_by_default_no_row_keeps_the_first_extraction_be_it_an_outlier_s(generator) -> None:
-    config = resolve_run("hcl", "market1501", {"profile": "published"}).config
+    config = resolve_run("hcl", "market1501", "published").config
     ids = np.repeat(np.arange(16), 8)
     ids[::5] = -1
     labels = Labels(ids, {"granularities": torch.as_tensor(ids)[:, None]})
@@ -248,7 +248,7 @@ def test_the_radii_of_the_paper_and_of_the_controlled_profile_keep_their_gaps() 
 @pytest.mark.parametrize("dataset", ["msmt17_v1", "msmt17_v2"])
 def test_msmt17_has_as_many_steps_as_spcl(dataset: str) -> None:
     steps = [
-        resolve_run(name, dataset, {"profile": "published"}).config.schedule.iterations for name in ("hcl", "spcl")
+        resolve_run(name, dataset, "published").config.schedule.iterations for name in ("hcl", "spcl")
     ]
     assert steps == [800, 800]
 

@@ -136,7 +136,7 @@ def trained(method: SDFT, generator: torch.Generator) -> SDFT:
 
 @pytest.mark.parametrize("profile", ["published", "controlled"])
 def test_by_default_the_part_path_reaches_the_tested_feature(small: Embedder, generator, profile: str) -> None:
-    settings = resolve_run("sdft", "rendered", {"profile": profile}).config.settings
+    settings = resolve_run("sdft", "rendered", profile).config.settings
     method, images = trained(sdft(small, **vars(settings)), generator), pictures(generator)
     before = method.embed(images)["feature"]
     for parameter in method.trunk.part_blocks.parameters():

@@ -41,7 +41,7 @@ def test_without_source_and_without_weights_there_is_nothing_to_start_from(sourc
 @pytest.mark.parametrize("method", methods.available())
 def test_the_published_start_of_every_variant_needs_no_file_that_nobody_can_fetch(method: str) -> None:
     for variant in variants(method):
-        run = resolve_run(f"{method}-{variant}", "market1501", {"profile": "published"})
+        run = resolve_run(f"{method}-{variant}", "market1501", "published")
         entry, path = pretrain.find_start(profile_settings("published")["start_from"], run.backbone)
         assert path is None
         assert entry.url is not None, f"{run.title} starts from {entry.source}"

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Threads that wait sleep: where other processes want the cores, spinning costs many times the work. Read by OpenMP when
+# torch is imported, so it stands above the imports.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from collections.abc import Iterator
 from pathlib import Path
 

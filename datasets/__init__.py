@@ -11,9 +11,12 @@ from pathlib import Path
 
 from core.names import unknown
 from datasets.base import Dataset, DatasetError
+from evaluation import protocol as protocols
+from evaluation.protocol import Protocol
 
 HERE = Path(__file__).parent
 HELPERS = {"base"}
+USUAL_PROTOCOL = "market1501"  # most datasets' rules
 
 
 def available() -> list[str]:
@@ -38,3 +41,17 @@ def load(name: str) -> Dataset:
     assert isinstance(dataset, Dataset)
     assert dataset.name == name
     return dataset
+
+
+def protocol_of(name: str) -> Protocol:
+    """The protocol that runs on a dataset are scored by; raises DatasetError when it has other folds than the data."""
+    dataset = load(name)
+    protocol = protocols.load(dataset.protocol or (name if name in protocols.available() else USUAL_PROTOCOL))
+    if protocol.folds != dataset.folds:
+        raise DatasetError(f"{name} has {dataset.folds} fold(s), its protocol {protocol.name} has {protocol.folds}")
+    return protocol
+
+
+def notices(name: str) -> tuple[str, ...]:
+    """What every table of numbers on the dataset must say: its protocol's notices, or its own; none for other names."""
+    return (protocol_of(name).notices or load(name).notices) if name in available() else ()

@@ -45,7 +45,9 @@ class Dataset:
     to write images into, fold) -> folder to index, the first again where nothing needs unpacking.
     folds: predefined partitions, each prepared as a dataset of its own. collection: set where several
     datasets divide the same people differently, so that none may test what was trained on another.
-    fingerprint: null until contributed.
+    fingerprint: null until contributed. protocol: the one that its runs are scored by; without one it is
+    the protocol of the dataset's name, and where there is none Market-1501's. notices: what every table of
+    its numbers must say.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Dataset:
     unpack: Callable[[Path, Path, int], Path] | None = None
     folds: int = 1
     collection: str = ""
+    protocol: str = ""
 
 
 def find_folder(dataset: Dataset, root: Path) -> Path:

@@ -75,19 +75,6 @@ def load(name: str) -> Protocol:
     return read(HERE / f"{name}.yaml")
 
 
-def of_dataset(dataset: str) -> Protocol:
-    """The protocol that the runs of a dataset are scored by: the one of its name, which must state that dataset."""
-    protocol = load(dataset)
-    if protocol.dataset != dataset:
-        raise ProtocolError(f"protocols/{dataset}.yaml is for the dataset '{protocol.dataset}', not for '{dataset}'")
-    return protocol
-
-
-def notices(dataset: str) -> tuple[str, ...]:
-    """What every table of numbers on the dataset must say; nothing for a name of the user's own."""
-    return load(dataset).notices if dataset in available() else ()
-
-
 def read(path: Path) -> Protocol:
     """Read and check one protocol file."""
     given: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+import datasets
 import methods
 from core import distributed
 from core.distributed import ProcessGroup
 from core.errors import UserError
 from core.manifest import Manifest, read_manifest
-from evaluation import protocol as protocols
 from pipeline import cli
 from pipeline.jobs import CACHE, jobs
 from pipeline.params import Params
@@ -103,7 +103,7 @@ def cross_domain(trained: Sequence[Path], tests: dict[str, Manifest], group: Pro
                     "seed": record["seed"],
                     "selection": path.stem if path.suffix == ".pt" else "last",
                     **scores,
-                    "headline": protocols.of_dataset(manifest.name).headline,
+                    "headline": datasets.protocol_of(manifest.name).headline,
                     "trained_data": record["data"]["fingerprint"],
                     "tested_data": manifest.fingerprint,
                     "status": status,

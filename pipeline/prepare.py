@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 from core import distributed
 from core.images import UnreadableImages, find_unreadable
-from core.manifest import Manifest, build_manifest
+from core.manifest import UNKNOWN, Manifest, build_manifest
 from datasets.base import (
     Dataset,
     DatasetError,
@@ -28,6 +28,7 @@ from datasets.base import (
     instructions,
     listing,
 )
+from evaluation.protocol import Protocol
 from pipeline import cli
 from pipeline.jobs import data_folder
 
@@ -57,7 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(dataset: Dataset, fold: int, out: Path, options: argparse.Namespace) -> tuple[Manifest, str]:
-    """The manifest of a drawn dataset or of one on disk, and what is known of its version."""
+    """The manifest of a drawn dataset or of one on disk, and what is known of its version.
+
+    Raises ProtocolError, before any work, when no protocol could score runs on it.
+    """
+    datasets.protocol_of(dataset.name)
     if dataset.name == "rendered":
         manifest = draw_rendered(dataset, out, options.size, options.world, options.device)
         return manifest, f"size {options.size}, world {options.world}"
@@ -154,6 +159,21 @@ def draw_rendered(dataset: Dataset, out: Path, size: str, world: int, device: st
     return checked_manifest(dataset, images, info, fingerprint)
 
 
+def untestable(manifest: Manifest, protocol: Protocol) -> str | None:
+    """Why no run could be scored on the dataset under its protocol, or None."""
+    sides = (protocol.query, protocol.gallery)
+    absent = [split for split in sides if not manifest.has(split)]
+    if absent:
+        return f"it has no {' and no '.join(absent)} images"
+    query, gallery = (manifest.split(split) for split in sides)
+    known = query[query["person_id"] != UNKNOWN]
+    pairs = known.merge(gallery, on="person_id", suffixes=("", "_of_match"))
+    same_camera = (pairs["camera_id"] == pairs["camera_id_of_match"]) & (pairs["camera_id"] != UNKNOWN)
+    if same_camera.all():
+        return "no query has an image of its person, under another camera, in the gallery"
+    return None
+
+
 def report(manifest: Manifest, status: str) -> str:
     """Counts per split, the fingerprint and the notices, for a terminal."""
     lines = [
@@ -163,6 +183,10 @@ def report(manifest: Manifest, status: str) -> str:
     for split, counts in manifest.counts().items():
         lines.append(f"{split:<10}{counts['images']:>10,}{counts['identities']:>8,}{counts['cameras']:>9}")
     lines.append(f"fingerprint {manifest.fingerprint} ({status})")
+    protocol = datasets.protocol_of(manifest.name)
+    reason = untestable(manifest, protocol)
+    tested = f"scored by the protocol {protocol.name}"
+    lines.append(f"notice: runs cannot be tested on it: {reason}" if reason else tested)
     lines += [f"differs: {line}" for line in manifest.info.get("differences", [])]
     lines += [f"notice: {notice}" for notice in manifest.info.get("notices", [])]
     return "\n".join(lines)

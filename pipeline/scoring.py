@@ -25,7 +25,6 @@ from core.manifest import Manifest
 from core.method import Method
 from core.provenance import provenance
 from core.rng import Streams
-from evaluation import protocol as protocols
 from evaluation.audit import audit
 from evaluation.distances import DistanceBlock, euclidean_blocks
 from evaluation.ranking import Scores
@@ -59,7 +58,7 @@ def score_run(
     record = read_record(trained)
     if reason := shared_people(record, manifest):
         raise UserError(f"{trained} cannot be tested on {manifest.name}: {reason}")
-    protocol = protocols.of_dataset(manifest.name)
+    protocol = datasets.protocol_of(manifest.name)
     if rerank and protocol.gallery_shot != "all":
         raise UserError(f"--rerank needs the whole gallery, and {protocol.name} draws one image per person")
     run, method = load_method(record)
@@ -175,7 +174,7 @@ class TestSplit:
 
     def __init__(self, manifest: Manifest, run: Run, record: dict[str, Any], group: ProcessGroup, cache: Path) -> None:
         self.group, self.run, self.manifest = group, run, manifest
-        self.protocol = protocols.of_dataset(manifest.name)
+        self.protocol = datasets.protocol_of(manifest.name)
         self.splits = {"query": self.protocol.query, "gallery": self.protocol.gallery}
         self.mean, self.std = tuple(record["input"]["mean"]), tuple(record["input"]["std"])
         self.needs = methods.load(run.method).needs(run.config)

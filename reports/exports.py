@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+import datasets
 from core import distributed
 from core.errors import UserError
 from core.provenance import provenance
-from evaluation import protocol as protocols
 from pipeline import cli
 from pipeline.jobs import ROOT
 from reports.compare import ALPHA
@@ -129,7 +129,7 @@ def selection_text(part: pd.DataFrame) -> str:
     """What the caption says about the epoch and the dataset."""
     last = part["selection"].iloc[0] == "last"
     best = "Best epoch on the test split (best-on-test): optimistic, and not comparable with last-epoch numbers."
-    return " ".join(["Last epoch." if last else best, *map(sentence, protocols.notices(part["dataset"].iloc[0]))])
+    return " ".join(["Last epoch." if last else best, *map(sentence, datasets.notices(part["dataset"].iloc[0]))])
 
 
 def sentence(text: str) -> str:

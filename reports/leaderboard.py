@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation import protocol as protocols
+import datasets
 from pipeline import cli
 from pipeline.params import Params
 from reports.compare import NOTE as COMPARISON_NOTE
@@ -92,7 +92,7 @@ def markdown(table: pd.DataFrame) -> str:
     """The leaderboard and the published numbers of its methods, one section per dataset and profile."""
     sections = ["# Leaderboard", ""]
     for (dataset, profile), part in table.groupby(["dataset", "profile"], sort=False):
-        notices = [f"Notice: {notice}.\n" for notice in protocols.notices(dataset)]
+        notices = [f"Notice: {notice}.\n" for notice in datasets.notices(dataset)]
         sections += [f"## {dataset}, profile {profile}", "", *notices, NOTE, "", main_table(part), ""]
         compared = part.dropna(subset=["baseline"])
         if len(compared):

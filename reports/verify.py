@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import datasets
 import methods
 from core.errors import UserError
-from evaluation import protocol as protocols
 from pipeline import cli
 from pipeline.jobs import jobs
 from pipeline.params import Params
@@ -163,7 +163,7 @@ def numbers(method: str) -> list[dict[str, Any]]:
 
 def figure(dataset: str) -> str:
     """``mAP``, or ``rank1`` where the dataset's protocol defines no mAP."""
-    return protocols.load(dataset).headline if dataset in protocols.available() else "mAP"
+    return datasets.protocol_of(dataset).headline if dataset in datasets.available() else "mAP"
 
 
 def against_reference(

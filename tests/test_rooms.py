@@ -13,7 +13,7 @@ from pipeline.jobs import ROOT
 ALLOWED = {
     "core": {"core"},
     "evaluation": {"evaluation", "core"},
-    "datasets": {"datasets", "core"},
+    "datasets": {"datasets", "evaluation", "core"},
     "methods": {"methods", "core"},
     "pipeline": {"pipeline", "methods", "datasets", "evaluation", "core"},
     "reports": {"reports", "pipeline", "methods", "datasets", "evaluation", "core"},

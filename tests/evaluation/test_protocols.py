@@ -20,11 +20,13 @@ MARKET = protocols.load("market1501")
 CLASSIC = protocols.load("cuhk03_classic_detected")
 
 
-def test_every_dataset_has_the_protocol_of_its_name() -> None:
-    assert protocols.available() == datasets.available()
+def test_every_dataset_has_a_protocol_and_every_protocol_a_dataset() -> None:
+    for name in datasets.available():
+        assert datasets.protocol_of(name).name in (name, datasets.load(name).protocol, datasets.USUAL_PROTOCOL)
     for name in protocols.available():
         protocol = protocols.load(name)
         assert protocol.dataset == protocol.name == name
+        assert name in datasets.available()
         assert protocol.version >= 1
 
 

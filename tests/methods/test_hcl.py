@@ -247,9 +247,7 @@ def test_the_radii_of_the_paper_and_of_the_controlled_profile_keep_their_gaps() 
 
 @pytest.mark.parametrize("dataset", ["msmt17_v1", "msmt17_v2"])
 def test_msmt17_has_as_many_steps_as_spcl(dataset: str) -> None:
-    steps = [
-        resolve_run(name, dataset, "published").config.schedule.iterations for name in ("hcl", "spcl")
-    ]
+    steps = [resolve_run(name, dataset, "published").config.schedule.iterations for name in ("hcl", "spcl")]
     assert steps == [800, 800]
 
 

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
+import datasets
 from core.data import extract
 from core.distributed import start
 from core.images import ImageStore, load_images
 from core.manifest import Manifest, read_manifest
-from evaluation import protocol as protocols
 from evaluation.ranking import evaluate_features
 from pipeline import cross_domain, evaluate, prepare, train
 from pipeline.params import read_params
@@ -371,6 +371,6 @@ def test_a_feature_files_fault_names_the_file_and_a_folder_is_no_output(tmp_path
         evaluate.main([*arguments, "--out", str(tmp_path)])
 
 
-def test_a_dataset_without_a_protocol_is_an_error() -> None:
-    with pytest.raises(protocols.ProtocolError, match=r"unknown protocol 'marked1501'; did you mean 'market1501'"):
-        protocols.of_dataset("marked1501")
+def test_a_dataset_of_no_known_name_has_no_protocol() -> None:
+    with pytest.raises(datasets.DatasetError, match=r"unknown dataset 'marked1501'; did you mean 'market1501'"):
+        datasets.protocol_of("marked1501")

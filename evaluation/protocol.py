@@ -6,7 +6,7 @@ but the notices raises the version.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,10 @@ class Protocol:
     ties: str = "gallery_order"
     distance: str = "euclidean"
     notices: tuple[str, ...] = ()
+
+    def rules(self) -> dict[str, Any]:
+        """Every field that decides a number: all but the notices."""
+        return {key: value for key, value in asdict(self).items() if key != "notices"}
 
     @property
     def headline(self) -> str:

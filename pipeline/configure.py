@@ -11,15 +11,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets import split_fold
+from evaluation import protocol as protocols
 from pipeline import cli
 from pipeline.jobs import runs
 from pipeline.params import Params
 from pipeline.pretrain import METHOD as WARM_START
-from pipeline.settings import Run, choose_backbone, code_hash, explain_run, resolve_run
+from pipeline.settings import Run, choose_backbone, code_hash, explain_run, resolve_run, scoring_hash
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write OUT/RUN-DATASET-BACKBONE.json for every run, dataset and backbone of params.yaml."""
+    """Write OUT/RUN-DATASET-BACKBONE.json for every run, and OUT/scoring-DATASET.json for every dataset."""
     arguments = cli.parser("configure", __doc__ or "")
     cli.add_params_arguments(arguments)
     arguments.add_argument("--show", metavar="RUN", help="print one run's settings and the layer that decided each")
@@ -38,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(options.out / f"{name}-{dataset}-{backbone}.json", trained)
         pretrained = resolve_run(WARM_START, dataset, params.profile, params.overrides, "pretrain", backbone=backbone)
         write(options.out / f"pretrain-{dataset}-{backbone}.json", pretrained)
+    for dataset in params.datasets:
+        protocol = protocols.of_dataset(split_fold(dataset)[0])
+        record = {**protocol.rules(), "scoring": scoring_hash(protocol)}
+        (options.out / f"scoring-{dataset}.json").write_text(json.dumps(record, indent=2) + "\n")
     return 0
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import methods
 from core.checkpoint import source_hash
-from core.config import Config, ConfigError, resolve
+from core.config import Config, ConfigError, digest, resolve
 from core.names import unknown
+from evaluation.protocol import Protocol
 from pipeline.layers import Named, leaves, method_config, named_patches, profile_settings, stack, variants, winners
 from pipeline.params import ROOT, Params
 
 FULL = "full"  # the ablation row that changes nothing
-# What decides a run's numbers beside its configuration, data, weights, seed and machine: how it is put together.
-ASSEMBLY = ROOT / "pipeline/assemble.py"
+# Code that decides a run's numbers beside its method's, and a result's beside its run's.
+TRAINS = ("core", "pipeline/assemble.py")
+SCORES = ("evaluation", "pipeline/scoring.py")
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,11 @@ def row_name(method: str, row: str) -> str:
     return method if row == FULL else f"{method}-{row}"
 
 
-def code_hash(method: str) -> str:
+def code_hash(method: str, root: Path = ROOT) -> str:
     """Hash of the code that decides a run's numbers: the core's, the method's, and what assembles a run."""
-    return source_hash([ROOT / "core", *sorted(methods.folder(method).glob("*.py")), ASSEMBLY])
+    return source_hash([*(root / place for place in TRAINS), *sorted((root / "methods" / method).glob("*.py"))])
+
+
+def scoring_hash(protocol: Protocol, root: Path = ROOT) -> str:
+    """Hash of what decides a result's numbers beside its run: the evaluation's code and its protocol's rules."""
+    return digest({"code": source_hash([root / place for place in SCORES]), "protocol": protocol.rules()})

@@ -1,7 +1,7 @@
 """The published recipe of every method and dataset, resolved, as the committed file has it.
 
-`python -m tests.recipes` compares; `python -m tests.recipes --record` writes tests/golden/published_recipes.yaml anew and
-prints what changed. Market-1501's recipe is written whole, every other dataset's as what differs from it.
+`python -m tests.recipes` compares; with `--record` it writes tests/golden/published_recipes.yaml anew and prints what
+changed. Market-1501's recipe is written whole, every other dataset's as what differs from it.
 """
 
 from __future__ import annotations

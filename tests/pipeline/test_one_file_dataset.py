@@ -34,6 +34,9 @@ threads: 1
 runs: {cnn: [supervised]}
 datasets: [newcomers]
 seeds: [0]
+launch: python
+data_root: "."
+rendered: {size: tiny, world: 0}
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def write_result(
     best: float | None = None,
     profile: str = "tiny",
     failure: str | None = None,
+    cameras: Sequence[str] = (),
 ) -> Path:
     """Write results/runs/NAME-rendered-resnet18_half-SEED below the working directory and return the folder."""
     run = resolve_run(name, "rendered", profile, backbone="resnet18_half")
@@ -75,7 +77,7 @@ def write_result(
         "reason": failure,
         "run": run.record(),
         "seed": seed,
-        "needs": {"cameras": [], "identities": False},
+        "needs": {"cameras": list(cameras), "identities": False},
         "tested_on": {"name": "rendered", "fingerprint": fingerprint},
         "initial": {"source": "chosen", "sha256": None},
         "cost": {"images_seen": 96, "seconds_total": 6.0},

@@ -107,6 +107,26 @@ def test_a_method_may_name_another_baseline(here: Path, monkeypatch: pytest.Monk
     }
 
 
+@pytest.mark.parametrize(
+    ("cameras", "baseline"),
+    [
+        ([], "cluster_contrast-no_cam"),
+        (["test"], "cluster_contrast-no_cam"),
+        (["sampler"], "cluster_contrast"),
+        (["loss"], "cluster_contrast"),
+        (["clustering", "test"], "cluster_contrast"),
+    ],
+)
+def test_a_method_that_trains_with_cameras_anywhere_is_compared_with_the_baseline_that_does(
+    here: Path, cameras: list[str], baseline: str
+) -> None:
+    write_runs({"cluster_contrast": 0.5, "cluster_contrast-no_cam": 0.45}, [0])
+    write_result("selective_contrastive", 0, aps(0.5), PEOPLE, cameras=cameras)
+    found = run_compare(here, ["cluster_contrast", "cluster_contrast-no_cam", "selective_contrastive"], [0])
+    planned = found[(found["family"] == "baseline") & (found["a"] == "selective_contrastive")]
+    assert list(planned["b"]) == [baseline]
+
+
 def test_failed_seeds_and_failed_runs_are_left_out_and_the_rest_is_compared(here: Path) -> None:
     write_runs({"cluster_contrast": 0.5, "hhcl": 0.6}, [0, 1, 2])
     write_result("hhcl", 2, aps(0.6), PEOPLE, failure="loss is not finite")

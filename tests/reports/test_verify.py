@@ -16,6 +16,7 @@ from tests.reports.synthetic import write_params, write_result
 
 PEOPLE = np.repeat(np.arange(10), 3)
 RUNS = ["cluster_contrast", "hhcl"]
+PUBLISHED = {"dataset": "rendered", "variant": "released", "backbone": "resnet18_half", "mAP": 70.0}
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_a_quarantined_result_is_below_and_printed(here: Path, capsys: pytest.Ca
 def test_a_paper_is_compared_by_its_own_selection_rule_with_its_own_settings(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = {"dataset": "rendered", "variant": "released", "backbone": "resnet18_half", "mAP": 70.0}
+    row = PUBLISHED | {"verified": "readme"}
     monkeypatch.setattr(verify, "published", lambda method: {"rows": [row]} if method == "hhcl" else {})
     assert states("paper") == {"hhcl": "not run"}, "the tiny profile is not the paper's"
     for seed in (0, 1, 2):
@@ -151,13 +152,28 @@ def test_a_paper_is_compared_by_its_own_selection_rule_with_its_own_settings(
 def test_one_seed_is_held_to_a_paper_by_the_spread_of_the_rows_of_its_own_setting(
     here: Path, monkeypatch: pytest.MonkeyPatch, profile: str, state: str
 ) -> None:
-    row = {"dataset": "rendered", "variant": "released", "backbone": "resnet18_half", "mAP": 70.0}
+    row = PUBLISHED | {"verified": "readme"}
     monkeypatch.setattr(verify, "published", lambda method: {"rows": [row]} if method == "hhcl" else {})
     for seed, best in enumerate((0.48, 0.50, 0.52)):
         write("cluster_contrast", 0.4, seed, best=best, profile=profile)
         (here / f"results/runs/hhcl-rendered-resnet18_half-{seed}/result.json").unlink()
     write("hhcl", 0.6, 0, best=0.65, profile="published")
     assert states("paper") == {"hhcl": state}
+
+
+@pytest.mark.parametrize("mark", [None, "memory", "quoted", "third-party", "second-hand", "unverified"])
+def test_a_run_below_a_number_that_was_not_read_at_its_authors_does_not_fail(
+    here: Path, monkeypatch: pytest.MonkeyPatch, mark: str | None
+) -> None:
+    rows = [PUBLISHED | {"verified": mark}]
+    monkeypatch.setattr(verify, "published", lambda method: {"rows": rows} if method == "hhcl" else {})
+    for seed in (0, 1, 2):
+        write("hhcl", 0.3, seed, profile="published")
+    assert states("paper") == {"hhcl": "unverified"}
+    assert verify.main([]) == 0
+    rows[0]["verified"] = "image"
+    assert states("paper") == {"hhcl": "below"}
+    assert verify.main([]) == 1
 
 
 def test_published_numbers_of_datasets_that_are_not_there_are_not_run(here: Path) -> None:

@@ -24,7 +24,7 @@ from core.clustering import dbscan
 from core.config import Config
 from core.data import Batch
 from core.jaccard import jaccard_distance
-from core.memory import CentroidMemory, InstanceMemory, SlotMemory
+from core.memory import CentroidMemory, InstanceMemory, ProxyMemory, SlotMemory
 from core.method import Method
 from evaluation.ranking import evaluate_ranking
 from evaluation.rerank import rerank
@@ -44,6 +44,8 @@ from methods.selective_contrastive.selection import select, squared_distance
 from methods.spcl.memory import HybridMemory
 from methods.spcl.method import Settings as SpCLSettings
 from methods.spcl.method import SpCL
+from methods.vitc_ureid.method import Settings as ViTCSettings
+from methods.vitc_ureid.method import ViTCUReID
 from tests.lockstep import lockstep
 
 RTOL, ATOL = 1e-4, 1e-6
@@ -225,6 +227,34 @@ def pisl_losses(data: Arrays) -> Iterator[Comparison]:
     yield "camera_grad", gradient.numpy(), data["camera_grad"]
 
 
+def o2cap(data: Arrays) -> Iterator[Comparison]:
+    """O2CAP's offline and online terms, their gradient on the inputs, and the proxies, which start from features."""
+    settings = ViTCSettings(
+        mode="o2cap",
+        proxy_temperature=float(data["temperature"]),
+        momentum=float(data["momentum"]),
+        negatives=int(data["hard_negatives"]),
+        online_positives=int(data["online_positives"]),
+        association_weight=float(data["association_weight"]),
+    )
+    method = _build(ViTCUReID, settings)
+    method.proxies = ProxyMemory(_tensor(data["features"]), data["labels"], data["cameras"], settings.momentum)
+    yield "proxies_0", method.proxies.rows.numpy().copy(), data["proxies_0"]
+    for step in range(sum(name.startswith("inputs_") for name in data)):
+        inputs, rows = _tensor(data[f"inputs_{step}"]).requires_grad_(), data[f"indices_{step}"]
+        given = [torch.from_numpy(array) for array in (rows, data["labels"][rows], data["cameras"][rows])]
+        batch = Batch([], *given, extra={}, epoch=0)
+        features = F.normalize(inputs, dim=1)
+        terms = method.loss({"feature": features}, batch)
+        loss = torch.stack(list(terms.values())).sum()
+        (gradient,) = torch.autograd.grad(loss, inputs)
+        method.after_step({"feature": features.detach()}, batch)
+        yield f"offline_{step}", terms["inter"].detach().numpy(), data[f"offline_{step}"]
+        yield f"online_{step}", terms["online"].detach().numpy(), data[f"online_{step}"]
+        yield f"grad_{step}", gradient.numpy(), data[f"grad_{step}"]
+        yield f"proxies_{step + 1}", method.proxies.rows.numpy().copy(), data[f"proxies_{step + 1}"]
+
+
 KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "jaccard": jaccard,
     "market_metric": market_metric,
@@ -236,6 +266,7 @@ KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "spcl_hybrid_memory": spcl_hybrid_memory,
     "selective_contrastive": selective_contrastive,
     "pisl_losses": pisl_losses,
+    "o2cap": o2cap,
     "lockstep_cluster_contrast": lockstep,
     "lockstep_hhcl": lockstep,
     "lockstep_spcl": lockstep,

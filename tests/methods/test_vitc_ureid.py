@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +20,12 @@ from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.vitc_ureid import proxy_losses
 from methods.vitc_ureid.method import Settings, ViTCUReID
+from tests import parity
 from tests.methods.draws import unit
 
 IMAGES, CLUSTERS, CAMERAS, DIM, TAU, MU = 80, 7, 4, 16, 0.07, 0.2
 MODES = ("dual", "cap", "o2cap")
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 class Data:
@@ -103,6 +106,16 @@ def slow_intra(scene: Scene, made: ViTCUReID) -> Tensor:
         target = torch.nonzero(mine == made.proxies.of_image[row]).flatten()
         values.append(F.cross_entropy((made.proxies.rows[mine] @ f / TAU)[None], target))
     return torch.stack(values)
+
+
+def test_the_association_weighs_as_the_official_code_does(tmp_path: Path) -> None:
+    with np.load(GOLDEN / "o2cap_losses.npz") as data:
+        assert Settings().association_weight == data["association_weight"] == 0.15
+        np.savez(tmp_path / "o2cap_losses.npz", **{**data, "association_weight": np.float64(0.05)})
+    assert parity.compare_file(GOLDEN / "o2cap_losses.npz").status == "pass"
+    other = parity.compare_file(tmp_path / "o2cap_losses.npz")
+    assert other.status == "FAIL", "another weight chooses other proxies"
+    assert "online_" in other.remark
 
 
 def slow_online(scene: Scene, made: ViTCUReID, positives: int, negatives: int, weight: float = 0.15) -> Tensor:

@@ -199,6 +199,9 @@ def published_row(method: str, variant: str, backbone: str, dataset: str) -> dic
 
 
 def fidelity(method: str, variant: str) -> str | None:
-    """``official-code parity``, ``paper equations``, ``reconstructed`` or ``adapted``; None for the reference rows."""
+    """``official-code parity`` (``of`` a part), ``paper equations``, ``reconstructed`` or ``adapted``.
+
+    None for the reference rows.
+    """
     stated = published(method).get("fidelity")
     return stated.get(variant, stated.get("default")) if isinstance(stated, dict) else stated

@@ -16,10 +16,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,6 +29,33 @@ from core.errors import UserError
 from core.names import unknown
 
 SCIENTIFIC = re.compile(r"[+-]?\d+e[+-]?\d+", re.IGNORECASE)  # 3e-4: a word in YAML 1.1, which wants 3.0e-4
+
+LARGEST_BATCH = 16_384
+# Bounds, both included: wide enough for any machine, and narrow enough that a slip of the finger fails at once.
+RANGES: dict[str, tuple[float, float]] = {
+    "input.height": (1, 4096),
+    "input.width": (1, 4096),
+    "backbone.bn_groups": (1, 1024),
+    "sampler.identities": (1, LARGEST_BATCH),
+    "sampler.instances": (1, LARGEST_BATCH),
+    "clustering.k1": (1, 10_000),
+    "clustering.k2": (1, 10_000),
+    "clustering.min_samples": (1, 10_000),
+    "optimiser.weight_decay": (0, 10),
+    "schedule.epochs": (0, 100_000),
+    "schedule.iterations": (1, 10_000_000),
+    "schedule.step": (0, 100_000),
+    "schedule.warmup": (0, 100_000),
+    "schedule.warmup_factor": (0, 1),
+    "schedule.eval_every": (1, 100_000),
+    "augment.pad": (0, 4096),
+    "extraction_batch": (1, 65_536),
+}
+CHOICES = {
+    "precision": ("fp32", "fp64", "bf16", "fp16"),
+    "optimiser.name": ("adam", "adamw", "sgd"),
+    "sampler.singleton": ("fill", "repeat"),
+}
 
 
 class ConfigError(UserError):
@@ -176,7 +204,10 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"'{assignment}' is not KEY=VALUE, as in clustering.eps=0.5")
-        nested: Any = yaml.safe_load(text)
+        try:
+            nested: Any = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {assignment}: '{text}' cannot be read as a YAML value") from error
         for part in reversed(key.split(".")):
             nested = {part: nested}
         merged = _merge([merged, nested])
@@ -256,6 +287,14 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         if value is None and type(None) in inner:
             return None
         return _convert(value, next(t for t in inner if t is not type(None)), key)
+    if origin is typing.Literal:
+        if value not in inner:
+            raise ConfigError(f"'{key}' must be one of {', '.join(map(str, inner))}, not {value!r}")
+        return value
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"'{key}' must hold keys and values, not {value!r}")
+        return {name: _convert(entry, inner[1], f"{key}.{name}") for name, entry in value.items()}
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"'{key}' must be a list, not {value!r}")
@@ -269,36 +308,54 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         return float(value)
     if isinstance(value, bool) is (kind is bool) and isinstance(value, kind):
         return value
-    raise ConfigError(f"'{key}' must be {kind.__name__}, not {value!r}")
+    raise ConfigError(f"'{key}' must be {_called(kind)}, not {value!r}")
+
+
+def _called(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind))
 
 
 def _check_values(config: Config) -> None:
     """Impossible values, caught before any work is done."""
-    positive = {
-        "input.height": config.input.height,
-        "input.width": config.input.width,
-        "backbone.bn_groups": config.backbone.bn_groups,
-        "sampler.identities": config.sampler.identities,
-        "sampler.instances": config.sampler.instances,
-        "clustering.k1": config.clustering.k1,
-        "clustering.k2": config.clustering.k2,
-        "clustering.min_samples": config.clustering.min_samples,
-        "optimiser.lr": config.optimiser.lr,
-        "schedule.eval_every": config.schedule.eval_every,
-        "extraction_batch": config.extraction_batch,
-    }
-    for key, value in positive.items():
-        if value <= 0:
-            raise ConfigError(f"'{key}' must be positive, not {value}")
-    choices = {
-        "precision": (config.precision, ("fp32", "fp64", "bf16", "fp16")),
-        "optimiser.name": (config.optimiser.name, ("adam", "adamw", "sgd")),
-        "sampler.singleton": (config.sampler.singleton, ("fill", "repeat")),
-    }
-    for key, (chosen, allowed) in choices.items():
-        if chosen not in allowed:
-            raise ConfigError(f"'{key}' must be one of {', '.join(allowed)}, not '{chosen}'")
-    if config.schedule.epochs < 0:
-        raise ConfigError(f"'schedule.epochs' must not be negative, but is {config.schedule.epochs}")
+    values = dict(_leaves(config.as_dict()))
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"'{key}' must be a finite number, not {value}")
+        if _is_temperature(key) and value is not None and value <= 0:
+            raise ConfigError(f"'{key}' is a temperature and must be above 0, not {value}")
+    for key, (least, most) in RANGES.items():
+        value = values[key]
+        if value is not None and not least <= value <= most:
+            raise ConfigError(f"'{key}' must be {least:g} to {most:g}, not {value}")
+    for key, allowed in CHOICES.items():
+        if values[key] not in allowed:
+            raise ConfigError(f"'{key}' must be one of {', '.join(allowed)}, not '{values[key]}'")
+    if config.sampler.batch > LARGEST_BATCH:
+        sampler = config.sampler
+        raise ConfigError(
+            f"'sampler.identities' x 'sampler.instances' = {sampler.identities} x {sampler.instances} is a batch of "
+            f"{sampler.batch} images; the most is {LARGEST_BATCH}"
+        )
+    if not 0 < config.schedule.gamma <= 1:
+        raise ConfigError(f"'schedule.gamma' is what the rate is multiplied by, in (0, 1], not {config.schedule.gamma}")
+    if not config.optimiser.lr > 0:
+        raise ConfigError(f"'optimiser.lr' must be above 0, not {config.optimiser.lr}")
     if not 0 <= config.clustering.eps < 1:  # the sparse graph holds the pairs whose distance is below 1
         raise ConfigError(f"'clustering.eps' is a Jaccard distance in [0, 1), not {config.clustering.eps}")
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"schedule": {"step": 5}}`` -> ``("schedule.step", 5)``; a list is its entries."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            yield from ((f"{prefix}{key}[{index}]", entry) for index, entry in enumerate(value))
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _is_temperature(key: str) -> bool:
+    """Whether a setting divides logits: fields called ``temperature``, ``..._temperature`` or ``tau...``."""
+    name = key.rpartition(".")[2]
+    return name.endswith("temperature") or name.startswith("tau")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_an_unknown_key_names_the_layer_and_the_nearest_known_key() -> None:
         ({"schedule": {"epochs": True}}, r"'schedule\.epochs' must be int"),
         ({"clustering": 0.5}, r"'clustering' must be a section"),
         ({"precision": "fp8"}, r"'precision' must be one of fp32, fp64, bf16, fp16"),
-        ({"backbone": {"bn_groups": 0}}, r"'backbone\.bn_groups' must be positive"),
+        ({"backbone": {"bn_groups": 0}}, r"'backbone\.bn_groups' must be 1 to"),
         ({"clustering": {"eps": 1.0}}, r"'clustering\.eps' is a Jaccard distance in \[0, 1\)"),
         ({"settings": {"eps": 0.5}}, r"'settings\.eps' must be a list"),
     ],
@@ -135,3 +136,57 @@ def test_a_resolved_configuration_reads_back_as_itself() -> None:
     again = resolve([Patch("train.json", config.as_dict(), paper=True)], Settings)
     assert isinstance(again, Config)
     assert again == config
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("schedule.iterations=0", "'schedule.iterations' must be 1 to 1e"),
+        ("schedule.epochs=-1", "'schedule.epochs' must be 0 to"),
+        ("schedule.step=-1", "'schedule.step' must be 0 to"),
+        ("schedule.warmup=-2", "'schedule.warmup' must be 0 to"),
+        ("schedule.gamma=0", r"'schedule.gamma' .* in \(0, 1\], not 0"),
+        ("schedule.gamma=1.5", r"'schedule.gamma' .* in \(0, 1\], not 1.5"),
+        ("schedule.warmup_factor=2", "'schedule.warmup_factor' must be 0 to 1"),
+        ("sampler.identities=100000", "'sampler.identities' must be 1 to 16384"),
+        ("sampler.identities=10000", "10000 x 16 is a batch of 160000 images"),
+        ("input.height=10000000", "'input.height' must be 1 to 4096"),
+        ("backbone.bn_groups=0", "'backbone.bn_groups' must be 1 to"),
+        ("clustering.k1=0", "'clustering.k1' must be 1 to"),
+        ("clustering.eps=1", r"a Jaccard distance in \[0, 1\)"),
+        ("optimiser.lr=0", "'optimiser.lr' must be above 0"),
+        ("optimiser.lr=.inf", "'optimiser.lr' must be a finite number"),
+        ("optimiser.weight_decay=-1", "'optimiser.weight_decay' must be 0 to"),
+        ("optimiser.weight_decay=.nan", "'optimiser.weight_decay' must be a finite number"),
+        ("augment.erase_fill=[0, .nan, 0]", r"'augment.erase_fill\[1\]' must be a finite number"),
+        ("extraction_batch=0", "'extraction_batch' must be 1 to"),
+        ("precision=fp8", "'precision' must be one of fp32"),
+        ("settings.temperature=0", "'settings.temperature' is a temperature and must be above 0"),
+        ("settings.temperature=-.inf", "'settings.temperature' must be a finite number"),
+    ],
+)
+def test_an_impossible_value_is_refused_at_once(assignment: str, told: str) -> None:
+    @dataclass(frozen=True)
+    class Warm:
+        temperature: float = 0.05
+
+    with pytest.raises(ConfigError, match=told):
+        resolve([Patch("--set", parse_assignments([assignment]), paper=False)], Warm)
+
+
+def test_a_settings_field_may_be_one_of_several_words_or_a_mapping() -> None:
+    @dataclass(frozen=True)
+    class Worded:
+        rule: Literal["mean", "hardest"] = "mean"
+        weights: dict[str, float] = field(default_factory=dict)
+
+    def read(*assignments: str) -> Worded:
+        return resolve([Patch("--set", parse_assignments(assignments), paper=False)], Worded).settings
+
+    assert read("settings.rule=hardest", "settings.weights={global: 1}") == Worded("hardest", {"global": 1.0})
+    with pytest.raises(ConfigError, match=r"'settings\.rule' must be one of mean, hardest, not 'hard'"):
+        read("settings.rule=hard")
+    with pytest.raises(ConfigError, match=r"'settings\.weights\.global' must be float, not 'much'"):
+        read("settings.weights={global: much}")
+    with pytest.raises(ConfigError, match=r"cannot be read as a YAML value"):
+        read("settings.weights={global")

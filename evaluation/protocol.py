@@ -14,6 +14,7 @@ import yaml
 
 from core.errors import UserError
 from core.names import unknown
+from evaluation import metrics
 
 HERE = Path(__file__).resolve().parent.parent / "protocols"
 # What each field may say. One value means: stated for the reader, and for those who compare
@@ -63,7 +64,7 @@ class Protocol:
     @property
     def headline(self) -> str:
         """The figure that epochs and results are judged by: ``mAP``, or ``rank1`` where there is no mAP."""
-        return "mAP" if self.metric == "cmc_and_map" else "rank1"
+        return metrics.headline(self.metric)
 
 
 def available() -> list[str]:

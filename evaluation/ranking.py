@@ -19,44 +19,38 @@ import torch
 from torch import Tensor
 
 from core.manifest import UNKNOWN
+from evaluation import metrics
 from evaluation.distances import DistanceBlock, EvaluationError, checked_block, checked_labels, euclidean_blocks
 
 CMC_RANKS = 50
-REPORTED_RANKS = (1, 5, 10, 20)
 CHUNK = 256  # queries per block: 16 MB of float32 distances for the Market-1501 gallery
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics as fractions.
+    """What a ranking is worth, query by query.
 
-    mAP: mean over queries of the precision at each hit; mAP_trapezoid: the AP of the original
-    Market-1501 toolkit; mINP: matches / rank of the last match. cmc: (50,), entry k is the share of
-    queries with a match in the first k+1. per_query: one row per valid query with ``query`` (its
-    index), ``person_id``, ``camera_id``, ``ap``, ``ap_trapezoid``, ``inp``, ``first_match_rank``,
-    ``last_match_rank`` (both from 1) and ``matches``. skipped_queries: those without a correct
-    match in the gallery; they enter no mean.
+    cmc: (50,), entry k is the share of queries with a match in the first k+1. per_query: one row per valid query with
+    ``query`` (its index), ``person_id``, ``camera_id``, ``ap`` (mean of the precision at each hit), ``ap_trapezoid``
+    (the AP of the original Market-1501 toolkit), ``inp`` (matches / rank of the last match), ``first_match_rank``,
+    ``last_match_rank`` (both from 1) and ``matches``. skipped_queries: those without a correct match in the gallery;
+    they enter no mean.
     """
 
-    mAP: float
-    mAP_trapezoid: float
-    mINP: float
     cmc: np.ndarray
     valid_queries: int
     skipped_queries: int
     per_query: pd.DataFrame
 
+    @property
+    def mAP(self) -> float:
+        """Mean over the valid queries of their average precision, a fraction."""
+        return metrics.BY_NAME["mAP"].of(self.per_query)
+
     def summary(self) -> dict[str, float | int]:
-        """The figures of a results file."""
-        ranks = {f"rank{k}": float(self.cmc[k - 1]) for k in REPORTED_RANKS}
-        return {
-            "mAP": self.mAP,
-            "mAP_trapezoid": self.mAP_trapezoid,
-            "mINP": self.mINP,
-            **ranks,
-            "valid_queries": self.valid_queries,
-            "skipped_queries": self.skipped_queries,
-        }
+        """The figures of a results file: every metric of the table, as a fraction."""
+        figures = {metric.name: metric.of(self.per_query) for metric in metrics.METRICS}
+        return {**figures, "valid_queries": self.valid_queries, "skipped_queries": self.skipped_queries}
 
 
 def average_precision(ranks: np.ndarray) -> float:
@@ -160,9 +154,6 @@ def _collect(rows: list[dict[str, float | int] | None]) -> Scores:
     first = np.minimum(table["first_match_rank"].to_numpy(), CMC_RANKS + 1)
     found = np.bincount(first, minlength=CMC_RANKS + 2)[1 : CMC_RANKS + 1]
     return Scores(
-        mAP=float(table["ap"].mean()),
-        mAP_trapezoid=float(table["ap_trapezoid"].mean()),
-        mINP=float(table["inp"].mean()),
         cmc=found.cumsum() / len(table),
         valid_queries=len(table),
         skipped_queries=len(rows) - len(table),

@@ -8,16 +8,17 @@ import numpy as np
 import pandas as pd
 
 from core.manifest import UNKNOWN
+from evaluation import metrics
 from evaluation.distances import DistanceBlock, EvaluationError, checked_block, checked_labels
-from evaluation.ranking import CHUNK, CMC_RANKS, REPORTED_RANKS
+from evaluation.ranking import CHUNK, CMC_RANKS
 
 
 @dataclass(frozen=True)
 class SingleShotScores:
     """Fractions, averaged over queries and draws; there is no AP, each query having one match.
 
-    cmc: (50,). per_query: ``query`` (its index), ``person_id``, ``camera_id`` and ``rank1``,
-    ``rank5``, ``rank10``, ``rank20``, the share of draws with the match that high.
+    cmc: (50,). per_query: ``query`` (its index), ``person_id``, ``camera_id`` and, for each rank-k of the metrics
+    (``rank1``, ...), the share of draws with the match that high.
     """
 
     cmc: np.ndarray
@@ -27,14 +28,8 @@ class SingleShotScores:
 
     def summary(self) -> dict[str, float | int | None]:
         """The figures of a results file; what this protocol does not define is None."""
-        return {
-            "mAP": None,
-            "mAP_trapezoid": None,
-            "mINP": None,
-            **{f"rank{k}": float(self.cmc[k - 1]) for k in REPORTED_RANKS},
-            "valid_queries": self.valid_queries,
-            "skipped_queries": self.skipped_queries,
-        }
+        figures = {metric.name: float(self.cmc[metric.rank - 1]) if metric.rank else None for metric in metrics.METRICS}
+        return {**figures, "valid_queries": self.valid_queries, "skipped_queries": self.skipped_queries}
 
 
 def evaluate_single_shot(
@@ -103,7 +98,7 @@ def _collect(ranks: np.ndarray, query_ids: np.ndarray, query_cameras: np.ndarray
         )
     found = np.bincount(np.minimum(ranks[valid], CMC_RANKS + 1).ravel(), minlength=CMC_RANKS + 2)
     table = {"query": valid, "person_id": query_ids[valid], "camera_id": query_cameras[valid]}
-    shares = {f"rank{k}": (ranks[valid] <= k).mean(axis=1) for k in REPORTED_RANKS}
+    shares = {metric.name: (ranks[valid] <= metric.rank).mean(axis=1) for metric in metrics.defined("cmc")}
     return SingleShotScores(
         cmc=found[1 : CMC_RANKS + 1].cumsum() / ranks[valid].size,
         valid_queries=len(valid),

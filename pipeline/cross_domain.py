@@ -21,6 +21,7 @@ from core import distributed
 from core.distributed import ProcessGroup
 from core.errors import UserError
 from core.manifest import Manifest, read_manifest
+from evaluation import metrics
 from pipeline import cli
 from pipeline.jobs import CACHE, jobs
 from pipeline.params import Params
@@ -28,14 +29,14 @@ from pipeline.scoring import NO_SCORES, TestSplit, load_method, read_record, sam
 
 RUN = ["method", "variant", "backbone", "profile", "trained_on"]
 ROW = [*RUN, "selection"]  # of the matrix: epochs are never averaged
-SCORES = ["mAP", "mAP_trapezoid", "mINP", "rank1", "rank5", "rank10", "valid_queries"]
+SCORES = [*metrics.BY_NAME, "valid_queries"]
 COLUMNS = [
     *(*RUN, "trained_fold", "tested_on", "tested_fold", "seed", "selection", "epoch", *SCORES),
     *("headline", "trained_data", "tested_data", "status"),
 ]
 NOTE = (
-    "mAP in percent (rank-1 where the protocol has no mAP), mean over seeds and folds. Rows: what was trained, on "
-    "what, and which epoch; columns: what it was tested on. A dash: failed, or the method cannot be tested there; "
+    "The protocol's headline (mAP unless the column names another), mean over seeds and folds. Rows: what was trained, "
+    "on what, and which epoch; columns: what it was tested on. A dash: failed, or the method cannot be tested there; "
     "cross_domain.csv says which."
 )
 
@@ -132,9 +133,12 @@ def score_weights(
 def matrix(table: pd.DataFrame) -> pd.DataFrame:
     """Mean headline in percent over the seeds and folds that have one: rows are run and training dataset, columns
     test datasets."""
+    figures = table.astype({judge.name: float for judge in metrics.JUDGES})
+    usual, *others = metrics.JUDGES
+    remarks = {usual.name: "", **{judge.name: f" ({judge.title})" for judge in others}}
     values = table.assign(
-        value=[100 * row[row["headline"]] for row in table.astype({"mAP": float, "rank1": float}).to_dict("records")],
-        tested_on=table["tested_on"] + table["headline"].map({"mAP": "", "rank1": " (rank-1)"}),
+        value=[metrics.BY_NAME[row["headline"]].scale * row[row["headline"]] for row in figures.to_dict("records")],
+        tested_on=table["tested_on"] + table["headline"].map(remarks),
     )
     tests = list(dict.fromkeys(values["tested_on"]))
     means = values.groupby([*ROW, "tested_on"], sort=False)["value"].mean().unstack("tested_on")

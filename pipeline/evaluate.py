@@ -17,6 +17,8 @@ import torch
 from core import distributed
 from core.errors import UserError
 from core.manifest import read_manifest
+from evaluation import metrics
+from evaluation.metrics import Metric
 from pipeline import cli
 from pipeline.jobs import CACHE, Job, data_folder
 from pipeline.scoring import read_record, same_data, score_run
@@ -77,9 +79,15 @@ def headline(result: dict[str, Any]) -> str:
     title = f"{result['run']['name']} on {dataset}, seed {result['seed']}"
     if result["status"] == "failed":
         return f"{title}: failed: {result['reason']}"
-    last = result["selection"]["last"]
-    precision = "no mAP under its protocol" if last["mAP"] is None else f"mAP {100 * last['mAP']:.1f}"
-    return f"{title}: {precision}, rank-1 {100 * last['rank1']:.1f} (last epoch)"
+    told = [figure(judge, result["selection"]["last"][judge.name]) for judge in metrics.JUDGES]
+    return f"{title}: {', '.join(told)} (last epoch)"
+
+
+def figure(metric: Metric, value: float | None) -> str:
+    """``mAP 82.1``, in the scale of tables."""
+    if value is None:
+        return f"no {metric.title} under its protocol"
+    return f"{metric.title} {format(metric.scale * value, metric.form)}"
 
 
 def write(out: Path, result: dict[str, Any], per_query: pd.DataFrame | None, curves: pd.DataFrame) -> None:
@@ -87,13 +95,14 @@ def write(out: Path, result: dict[str, Any], per_query: pd.DataFrame | None, cur
     out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     chosen = result["selection"]
-    metrics = {
+    judges = [judge.name for judge in metrics.JUDGES]
+    shown = {
         "status": result["status"],
-        **{key: chosen["last"][key] for key in ("mAP", "rank1", "rank5", "rank10", "mINP")},
-        "best_on_test": {key: chosen["best_on_test"][key] for key in ("epoch", "mAP", "rank1", "chosen_by")},
+        **{metric.name: chosen["last"][metric.name] for metric in metrics.BOARD},
+        "best_on_test": {key: chosen["best_on_test"][key] for key in ("epoch", *judges, "chosen_by")},
         "images_seen": result["cost"]["images_seen"],
     }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (out / "metrics.json").write_text(json.dumps(shown, indent=2) + "\n")
     columns = ["query", "person_id", "camera_id"]
     table = per_query if per_query is not None else pd.DataFrame(columns=columns)
     table.to_csv(out / "queries.csv", index=False)

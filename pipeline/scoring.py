@@ -25,6 +25,7 @@ from core.manifest import Manifest
 from core.method import Method
 from core.provenance import provenance
 from core.rng import Streams
+from evaluation import metrics
 from evaluation.audit import audit
 from evaluation.distances import DistanceBlock, euclidean_blocks
 from evaluation.ranking import Scores
@@ -38,7 +39,7 @@ from pipeline.settings import Run
 AnyScores = Scores | SingleShotScores
 NO_SCORES: dict[str, Any] = {
     "epoch": None,
-    **dict.fromkeys(("mAP", "mAP_trapezoid", "mINP", "rank1", "rank5", "rank10", "rank20")),
+    **dict.fromkeys(metrics.BY_NAME),
     "valid_queries": None,
     "skipped_queries": None,
 }
@@ -84,7 +85,7 @@ def score_run(
         **record,
         "run": {**record["run"], "dataset": record["run"]["dataset"].removesuffix(f"-{fold}")},
         "fold": fold,
-        "protocol": {key: getattr(protocol, key) for key in ("name", "version", "headline", "folds")},
+        "protocol": {key: getattr(protocol, key) for key in ("name", "version", "metric", "headline", "folds")},
         "tested_on": {"name": manifest.name, "fingerprint": manifest.fingerprint, **manifest.info},
         "selection": selection,
         "evaluated_with": provenance(group, ROOT),
@@ -97,11 +98,12 @@ def score_run(
 
 
 def select(scores: Mapping[int, AnyScores], headline: str) -> dict[str, dict[str, Any]]:
-    """The last epoch, and the one with the highest ``headline`` on test (the earliest of equals)."""
+    """The last epoch, and the one with the best ``headline`` on test (the earliest of equals)."""
     found = {epoch: {"epoch": epoch, **scores[epoch].summary()} for epoch in sorted(scores)}
     if not found:
         return {"last": NO_SCORES, "best_on_test": {**NO_SCORES, "chosen_by": headline}}
-    best = max(found.values(), key=lambda figures: figures[headline])
+    pick = max if metrics.BY_NAME[headline].higher_is_better else min
+    best = pick(found.values(), key=lambda figures: figures[headline])
     return {"last": found[max(found)], "best_on_test": {**best, "chosen_by": headline}}
 
 

@@ -8,16 +8,18 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation import metrics
 from pipeline.jobs import Job
 from pipeline.settings import FULL
 from reports.compare import NOTE as COMPARISON_NOTE
 from reports.compare import Cell, SharedWeights, cells, compare_family
 from reports.record import Result, read_result
-from reports.table import leaderboard, warn_of_quarantined
+from reports.table import MAIN, figures, leaderboard, mean_and_sd, warn_of_quarantined
 from reports.text import intervals, markdown_table, number, signed
 
 COLUMNS = [
-    *("row", "changes", "dataset", "backbone", "profile", "seeds", "mAP_mean", "mAP_sd", "rank1_mean"),
+    *("row", "changes", "dataset", "backbone", "profile", "seeds", f"{MAIN.name}_mean", f"{MAIN.name}_sd"),
+    *(f"{judge.name}_mean" for judge in metrics.JUDGES if judge != MAIN),
     *("difference", "low", "high", "p_holm", "probability", "verdict", "images_per_second", "status"),
     "config_hash",
 ]
@@ -84,9 +86,8 @@ def markdown(method: str, table: pd.DataFrame) -> str:
             "row": table["row"],
             "changes": table["changes"],
             "seeds": table["seeds"],
-            "mAP": [number(value, ".1f") for value in table["mAP_mean"]],
-            "sd": [number(value, ".1f") for value in table["mAP_sd"]],
-            "rank-1": [number(value, ".1f") for value in table["rank1_mean"]],
+            **mean_and_sd(table),
+            **{judge.title: figures(table, judge) for judge in metrics.JUDGES if judge != MAIN},
             "row - full": [signed(value) for value in table["difference"]],
             "95 % interval": intervals(table),
             "p (Holm)": [number(value, ".4f") for value in table["p_holm"]],

@@ -17,22 +17,25 @@ import datasets
 from core import distributed
 from core.errors import UserError
 from core.provenance import provenance
+from evaluation import metrics
 from pipeline import cli
 from pipeline.jobs import ROOT
 from reports.compare import ALPHA
-from reports.table import CEILING, FLOOR, KEY
+from reports.table import CEILING, FLOOR, KEY, MAIN
 from reports.text import markdown_table, number
 
 GROUP = ["dataset", "profile", "backbone"]
-NUMBERS = {"mAP_mean": "mAP", "rank1_mean": "R1", "rank5_mean": "R5", "rank10_mean": "R10", "mINP_mean": "mINP"}
+NUMBERS = {f"{metric.name}_mean": metric for metric in metrics.BOARD}
+MEAN, SD = f"{MAIN.name}_mean", f"{MAIN.name}_sd"
 DATA_COLUMNS = [
-    *(*KEY, "selection", "seeds", "mAP_mean", "mAP_sd", *list(NUMBERS)[1:], "published_mAP", "published_rank1"),
+    *(*KEY, "selection", "seeds", MEAN, SD, *list(NUMBERS)[1:]),
+    *(f"published_{judge.name}" for judge in metrics.JUDGES),
     *("camera_use", "fidelity", "initial_weights", "status"),
     *("baseline", "difference", "low", "high", "p_holm", "probability", "verdict"),
 ]
-BEST = ["mAP_best_on_test_mean", "rank1_best_on_test_mean"]  # rank-1 picks the epoch where there is no mAP
+BEST = {f"{judge.name}_mean": f"{judge.name}_best_on_test_mean" for judge in metrics.JUDGES}
 LAST_ONLY = [
-    *("mAP_sd", *list(NUMBERS)[2:]),
+    *(SD, *(name for name in NUMBERS if name not in BEST)),
     *("baseline", "difference", "low", "high", "p_holm", "probability", "verdict"),
 ]
 RESOLVED, UNRESOLVED = "*", "o"
@@ -75,14 +78,14 @@ def choose(table: pd.DataFrame, selection: str) -> pd.DataFrame:
 
     Raises UserError when the table lacks columns or was written by another rule than ``last``.
     """
-    missing = [name for name in (*DATA_COLUMNS, *BEST) if name not in table]
+    missing = [name for name in (*DATA_COLUMNS, *BEST.values()) if name not in table]
     if missing:
         raise UserError(f"the table lacks the columns {missing}; write it again with `python -m pipeline.leaderboard`")
     strange = sorted(set(table["selection"]) - {"last"})
     if strange:
         raise UserError(f"the table holds rows selected by {strange}; export the one that `leaderboard` writes")
     if selection == "best_on_test":
-        table = table.assign(mAP_mean=table[BEST[0]], rank1_mean=table[BEST[1]], selection=selection)
+        table = table.assign(**{name: table[best] for name, best in BEST.items()}, selection=selection)
         table[LAST_ONLY] = float("nan")
     return table[DATA_COLUMNS]
 
@@ -117,12 +120,17 @@ def printed(part: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Warm start and supervised bound are no competitors. Cells that print alike are equally good.
     """
-    text = pd.DataFrame({name: [number(value) for value in part[name]] for name in NUMBERS}, index=part.index)
-    methods = ~part["method"].isin([FLOOR, CEILING])
-    best = pd.DataFrame(
-        {name: methods & part[name].notna() & (text[name] == number(part[name][methods].max())) for name in NUMBERS}
+    text = pd.DataFrame(
+        {name: [number(value, metric.form) for value in part[name]] for name, metric in NUMBERS.items()},
+        index=part.index,
     )
-    return text, best
+    methods = ~part["method"].isin([FLOOR, CEILING])
+    best = {}
+    for name, metric in NUMBERS.items():
+        competing = part[name][methods]
+        top = competing.max() if metric.higher_is_better else competing.min()
+        best[name] = methods & part[name].notna() & (text[name] == number(top, metric.form))
+    return text, pd.DataFrame(best)
 
 
 def selection_text(part: pd.DataFrame) -> str:
@@ -155,11 +163,11 @@ def markdown(table: pd.DataFrame, source: str) -> str:
         rows = []
         for index, row in part.iterrows():
             cells = {
-                short: f"**{text.at[index, name]}**" if best.at[index, name] else text.at[index, name]
-                for name, short in NUMBERS.items()
+                metric.short: f"**{text.at[index, name]}**" if best.at[index, name] else text.at[index, name]
+                for name, metric in NUMBERS.items()
             }
-            cells["mAP"] += {RESOLVED: r"\*", UNRESOLVED: "°", "": ""}[mark(row)]
-            cells["sd"] = number(row["mAP_sd"])
+            cells[MAIN.short] += {RESOLVED: r"\*", UNRESOLVED: "°", "": ""}[mark(row)]
+            cells["sd"] = number(row[SD], MAIN.form)
             names = {name: str(row[name]).replace("|", r"\|") for name in ("method", "variant")}
             rows.append({**names, "seeds": row["seeds"], **cells, "status": str(row["status"]).replace("|", r"\|")})
         body = markdown_table(rows)
@@ -181,7 +189,7 @@ def latex(table: pd.DataFrame, source: str) -> str:
             f"\\caption{{{escape(title)}. {note}}}",
             f"\\begin{{tabular}}{{ll{'r' * len(NUMBERS)}}}",
             r"\toprule",
-            " & ".join(["Method", "Variant", *NUMBERS.values()]) + r" \\",
+            " & ".join(["Method", "Variant", *(metric.short for metric in NUMBERS.values())]) + r" \\",
             r"\midrule",
             *latex_rows(part),
             r"\bottomrule",
@@ -202,8 +210,8 @@ def latex_rows(part: pd.DataFrame) -> list[str]:
             f"\\textbf{{{value}}}" if best.at[index, name] else value
             for name, value in zip(NUMBERS, cells, strict=True)
         ]
-        if not pd.isna(row["mAP_sd"]):
-            cells[0] += f" {{\\scriptsize $\\pm$ {row['mAP_sd']:.1f}}}"
+        if not pd.isna(row[SD]):
+            cells[0] += f" {{\\scriptsize $\\pm$ {number(row[SD], MAIN.form)}}}"
         numbers = not row[list(NUMBERS)].isna().all()
         cells[0] = cells[0] + marks[mark(row)] if numbers else escape(row["status"].split()[0])
         lines.append(" & ".join([escape(row["method"]), escape(row["variant"]), *cells]) + r" \\")

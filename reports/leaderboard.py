@@ -9,12 +9,13 @@ from typing import Any
 import pandas as pd
 
 import datasets
+from evaluation import metrics
 from pipeline import cli
 from pipeline.params import Params
 from reports.compare import NOTE as COMPARISON_NOTE
 from reports.compare import compare, difference_table, to_baseline
 from reports.record import Result
-from reports.table import leaderboard, published, read_results, warn_of_quarantined
+from reports.table import MAIN, leaderboard, published, read_results, warn_of_quarantined
 from reports.text import markdown_table, number
 
 SHOWN = {
@@ -22,13 +23,11 @@ SHOWN = {
     "variant": "variant",
     "backbone": "backbone",
     "seeds": "seeds",
-    "mAP_mean": "mAP",
-    "mAP_sd": "sd",
+    f"{MAIN.name}_mean": MAIN.title,
+    f"{MAIN.name}_sd": "sd",
     "gain_over_warm_start": "gain",
-    "rank1_mean": "rank-1",
-    "rank5_mean": "rank-5",
-    "mINP_mean": "mINP",
-    "mAP_best_on_test_mean": "mAP best-on-test",
+    **{f"{metric.name}_mean": metric.title for metric in metrics.BOARD[1:] if metric.shown},
+    f"{MAIN.name}_best_on_test_mean": f"{MAIN.title} best-on-test",
     "camera_use": "cameras",
     "fidelity": "fidelity",
     "initial_weights": "initial weights",
@@ -53,11 +52,12 @@ COST_NOTE = (
     "the device's on CUDA and the process's on the CPU. Timings of runs that shared a machine are upper bounds."
 )
 NOTE = (
-    "mAP, rank-k and mINP in percent, last epoch; sd over seeds. `gain`: mAP above the backbone's warm start. "
+    f"{', '.join(metric.title for metric in metrics.BOARD if metric.shown)}: in percent, last epoch; `sd`: of "
+    f"{MAIN.title} over seeds. `gain`: {MAIN.title} above the backbone's warm start. "
     "`best-on-test` picks the epoch on the test split, as papers do, and is no headline. `cameras`: where the method "
     "uses camera labels."
 )
-PANELS = {"mAP": "test mAP", "audit_ari": "pseudo-label ARI", "clusters": "clusters"}
+PANELS = {MAIN.name: f"test {MAIN.title}", "audit_ari": "pseudo-label ARI", "clusters": "clusters"}
 PUBLISHED_NOTE = (
     "What the papers print for their own data, beside which nothing above may be put: `rendered` is drawn, not "
     "photographed."
@@ -107,8 +107,8 @@ def markdown(table: pd.DataFrame) -> str:
 def main_table(part: pd.DataFrame) -> str:
     """Markdown of the columns worth reading at a glance."""
     shown = part[list(SHOWN)].rename(columns=SHOWN)
-    formats = {"mAP": ".1f", "gain": "+.1f", "sd": ".1f", "rank-1": ".1f", "rank-5": ".1f", "mINP": ".1f"}
-    formats |= {"mAP best-on-test": ".1f"}
+    formats = {metric.title: metric.form for metric in metrics.BOARD if metric.shown}
+    formats |= {"sd": MAIN.form, "gain": f"+{MAIN.form}", f"{MAIN.title} best-on-test": MAIN.form}
     for column, form in formats.items():
         shown[column] = [number(value, form) for value in shown[column]]
     shown["fidelity"] = [value if isinstance(value, str) else "reference" for value in shown["fidelity"]]
@@ -135,7 +135,7 @@ def published_table(names: Sequence[str]) -> str:
     rows = []
     for name in names:
         for entry in published(name).get("rows", []):
-            numbers = {k: number(entry.get(k), ".1f") for k in ("mAP", "rank1", "rank5", "rank10")}
+            numbers = {metric.name: number(entry.get(metric.name), metric.form) for metric in metrics.PUBLISHED}
             rows.append(
                 {
                     "method": name,
@@ -181,5 +181,5 @@ def draw_run(axes: Sequence[Any], result: Result, colour: Any) -> None:
     paired = "audit_pair_recall" in curves and (curves["audit_pair_recall"] > 0).any()
     for axis, column in zip(axes, PANELS, strict=True):
         line = curves.dropna(subset=[column]) if column in curves else curves[:0]
-        if len(line) > 1 and (column == "mAP" or paired):
+        if len(line) > 1 and (column == MAIN.name or paired):
             axis.plot(line["epoch"], line[column], marker=".", color=colour, label=result.record["run"]["name"])

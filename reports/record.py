@@ -8,18 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from core.errors import UserError
+from evaluation import metrics
 
-RANKS = (1, 5, 10)
-PRECISIONS = ("mAP", "mINP")  # null under a protocol whose headline is rank1, which judges by the CMC alone
-METRICS = (*PRECISIONS, *(f"rank{k}" for k in RANKS))
-SIDE_COLUMNS = {
-    "mAP": ("query", "person_id", "ap", "first_match_rank"),
-    "rank1": ("query", "person_id", *(f"rank{k}" for k in RANKS)),
-}
 TOLERANCE = 1e-6  # fractions: far below what is printed, far above rounding in a text file
 
 
@@ -41,9 +34,10 @@ class Result:
         return self.record["status"] == "ok"
 
 
-def headline(record: Mapping[str, Any]) -> str:
-    """The figure that its protocol judges a run by: ``mAP``, or ``rank1`` where that defines no mAP."""
-    return str(record.get("protocol", {}).get("headline", "mAP"))
+def side_columns(metric: str) -> list[str]:
+    """What queries.csv must hold under a protocol of that ``metric``, for its figures to be computed again."""
+    read = [column for entry in metrics.defined(metric) for column in entry.columns(metric)]
+    return list(dict.fromkeys(["query", "person_id", *read]))
 
 
 def read_result(folder: Path) -> Result:
@@ -60,11 +54,11 @@ def read_result(folder: Path) -> Result:
         raise UserError(f"{file} is not valid JSON ({error}); run `python -m pipeline.evaluate` again") from error
     if record["status"] != "ok":
         return Result(record, None, folder)
-    judged_by = headline(record)
-    queries, reason = read_queries(folder / "queries.csv", SIDE_COLUMNS[judged_by])
-    reason = reason or selection_fault(record["selection"], judged_by)
+    metric = record["protocol"]["metric"]
+    queries, reason = read_queries(folder / "queries.csv", side_columns(metric))
+    reason = reason or selection_fault(record["selection"], metric)
     if queries is not None:
-        reason = reason or side_file_fault(record["selection"]["last"], queries, judged_by)
+        reason = reason or side_file_fault(record["selection"]["last"], queries, metric)
     if reason:
         return Result({**record, "status": "quarantined", "reason": f"{folder.name}: {reason}"}, None, folder)
     return Result(record, queries, folder)
@@ -85,35 +79,32 @@ def read_queries(file: Path, columns: Sequence[str]) -> tuple[pd.DataFrame | Non
     return queries.sort_values("query").reset_index(drop=True), None
 
 
-def selection_fault(selection: Mapping[str, Any], judged_by: str) -> str | None:
-    """What is wrong with the figures themselves, or None; without a mAP, best on test means ``judged_by``."""
-    last, best = selection["last"], selection["best_on_test"]
-    for name in METRICS:
-        value = last.get(name)
-        if judged_by == "rank1" and name in PRECISIONS:
+def selection_fault(selection: Mapping[str, Any], metric: str) -> str | None:
+    """What is wrong with the figures themselves under a protocol of that ``metric``, or None."""
+    last, best, judge = selection["last"], selection["best_on_test"], metrics.headline(metric)
+    for entry in metrics.METRICS:
+        value = last[entry.name]
+        if metric not in entry.defined_by:
             if value is not None:
-                return f"{name} is {value}, but the protocol defines none"
-        elif not isinstance(value, int | float) or not 0 <= value <= 1:
-            return f"{name} is {value}, not a fraction"
-    if not last["rank1"] <= last["rank5"] <= last["rank10"]:
-        return f"rank-1, 5 and 10 do not rise: {last['rank1']}, {last['rank5']}, {last['rank10']}"
-    if best[judged_by] is None or best[judged_by] < last[judged_by]:
-        return f"{judged_by} of the best epoch on test, {best[judged_by]}, is below the last epoch's, {last[judged_by]}"
+                return f"{entry.name} is {value}, but the protocol defines none"
+        elif not isinstance(value, int | float) or not entry.low <= value <= entry.high:
+            return f"{entry.name} is {value}, not a number from {entry.low:g} to {entry.high:g}"
+    cmc = [last[entry.name] for entry in sorted(metrics.CMC, key=lambda entry: entry.rank or 0)]
+    if cmc != sorted(cmc):
+        return f"rank-k does not rise with k: {', '.join(map(str, cmc))}"
+    if best[judge] is None or metrics.BY_NAME[judge].better(last[judge], best[judge]):
+        return f"{judge} of the best epoch on test, {best[judge]}, is worse than the last epoch's, {last[judge]}"
     return None
 
 
-def side_file_fault(last: Mapping[str, Any], queries: pd.DataFrame, judged_by: str) -> str | None:
+def side_file_fault(last: Mapping[str, Any], queries: pd.DataFrame, metric: str) -> str | None:
     """Where figures and per-query results disagree, or None."""
     if len(queries) != last["valid_queries"]:
         return f"{len(queries)} rows in queries.csv, but valid_queries is {last['valid_queries']}"
     if queries["query"].duplicated().any():
         return "queries.csv names a query twice"
-    if judged_by == "mAP":
-        first = queries["first_match_rank"].to_numpy()
-        recomputed = {f"rank{k}": float(np.mean(first <= k)) for k in RANKS} | {"mAP": float(queries["ap"].mean())}
-    else:  # shares of random galleries
-        recomputed = {f"rank{k}": float(queries[f"rank{k}"].mean()) for k in RANKS}
-    for name, value in recomputed.items():
-        if abs(value - last[name]) > TOLERANCE:
-            return f"{name} is {last[name]:.6f}, but queries.csv gives {value:.6f}"
+    for entry in metrics.defined(metric):
+        value = entry.of(queries, metric)
+        if abs(value - last[entry.name]) > TOLERANCE:
+            return f"{entry.name} is {last[entry.name]:.6f}, but queries.csv gives {value:.6f}"
     return None

@@ -11,26 +11,25 @@ import pandas as pd
 
 import methods
 from core.validation import read_mapping
+from evaluation import metrics
+from evaluation.metrics import Metric
 from pipeline.jobs import jobs
 from pipeline.layers import variants
 from pipeline.params import Params
 from reports.record import Result, read_result
+from reports.text import number
 
-METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
+MAIN = metrics.BOARD[0]  # whose spread and gain are shown
 PHASES = ("extract", "label", "memories", "train")
 KEY = ["method", "variant", "backbone", "profile", "dataset"]
 COLUMNS = [
     *KEY,
     "seeds",
-    "mAP_mean",
-    "mAP_sd",
+    f"{MAIN.name}_mean",
+    f"{MAIN.name}_sd",
     "gain_over_warm_start",
-    "rank1_mean",
-    "rank5_mean",
-    "rank10_mean",
-    "mINP_mean",
-    "published_mAP",
-    "published_rank1",
+    *(f"{metric.name}_mean" for metric in metrics.BOARD[1:] if metric.board == "front"),
+    *(f"published_{judge.name}" for judge in metrics.JUDGES),
     "camera_use",
     "fidelity",
     "initial_weights",
@@ -39,12 +38,12 @@ COLUMNS = [
     "minutes",
     "peak_memory_gib",
     "status",
-    "mAP_best_on_test_mean",
-    "rank1_best_on_test_mean",
+    *(f"{judge.name}_best_on_test_mean" for judge in metrics.JUDGES),
     "images_per_second",
     *(f"seconds_{phase}" for phase in PHASES),
     "bn_groups",
     "batch",
+    *(f"{metric.name}_mean" for metric in metrics.BOARD if metric.board == "end"),
 ]
 # The two rows that frame the others: no training, and training with the labels.
 FLOOR, CEILING = "warm_start", "supervised"
@@ -69,11 +68,12 @@ def leaderboard(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
         run = record["run"]
         groups.setdefault(tuple(run[name] for name in KEY), []).append(record)
     rows = [row(group) for group in sorted(groups.values(), key=lambda group: place(group[0]["run"]))]
-    floors = {setting(line): line["mAP_mean"] for line in rows if line["method"] == FLOOR}
+    main = f"{MAIN.name}_mean"
+    floors = {setting(line): line[main] for line in rows if line["method"] == FLOOR}
     for line in rows:
         floor = floors.get(setting(line))
-        known = floor is not None and line["mAP_mean"] is not None
-        line["gain_over_warm_start"] = line["mAP_mean"] - floor if known else None
+        known = floor is not None and line[main] is not None
+        line["gain_over_warm_start"] = line[main] - floor if known else None
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -103,17 +103,16 @@ def row(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = group[0]
     run, config = first["run"], first["run"]["config"]
     done = [record for record in group if record["status"] == "ok"]
-    last = {name: per_seed(done, "last", name) for name in METRICS}
-    best = {name: per_seed(done, "best_on_test", name) for name in ("mAP", "rank1")}
+    last = {metric.name: per_seed(done, "last", metric.name) for metric in metrics.BOARD}
+    best = {judge.name: per_seed(done, "best_on_test", judge.name) for judge in metrics.JUDGES}
     published = published_row(run["method"], run["variant"], run["backbone"], run["dataset"])
     trains = first["cost"]["images_seen"] > 0
     return {
         **{name: run[name] for name in KEY},
         "seeds": len({record["seed"] for record in group}),
         **{f"{name}_mean": mean(values) for name, values in last.items()},
-        "mAP_sd": float(np.std(last["mAP"], ddof=1)) if len(last["mAP"]) > 1 else None,
-        "published_mAP": published.get("mAP"),
-        "published_rank1": published.get("rank1"),
+        f"{MAIN.name}_sd": float(np.std(last[MAIN.name], ddof=1)) if len(last[MAIN.name]) > 1 else None,
+        **{f"published_{name}": published.get(name) for name in best},
         "camera_use": "+".join(first["needs"]["cameras"]) or "none",
         "fidelity": fidelity(run["method"], run["variant"]),
         "initial_weights": first["initial"]["source"],
@@ -122,8 +121,7 @@ def row(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "minutes": mean([record["cost"]["seconds_total"] / 60 for record in group]),
         "peak_memory_gib": peak([record["cost"] for record in group]),
         "status": status(group),
-        "mAP_best_on_test_mean": mean(best["mAP"]),
-        "rank1_best_on_test_mean": mean(best["rank1"]),
+        **{f"{name}_best_on_test_mean": mean(values) for name, values in best.items()},
         "images_per_second": mean([throughput(record) for record in group]) if trains else None,
         **{f"seconds_{phase}": mean([seconds(record, phase) for record in group]) for phase in PHASES if trains},
         "bn_groups": config["backbone"]["bn_groups"],
@@ -133,11 +131,12 @@ def row(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def per_seed(records: Sequence[dict[str, Any]], selection: str, name: str) -> list[float]:
     """A figure of each seed in percent, averaged over the folds of its dataset; empty where the protocol has none."""
+    scale = metrics.BY_NAME[name].scale
     seeds: dict[int, list[float]] = {}
     for record in records:
         value = record["selection"][selection][name]
         if value is not None:
-            seeds.setdefault(record["seed"], []).append(100 * value)
+            seeds.setdefault(record["seed"], []).append(scale * value)
     return [float(np.mean(values)) for values in seeds.values()]
 
 
@@ -205,3 +204,13 @@ def fidelity(method: str, variant: str) -> str | None:
     """
     stated = published(method).get("fidelity")
     return stated.get(variant, stated.get("default")) if isinstance(stated, dict) else stated
+
+
+def figures(table: pd.DataFrame, metric: Metric) -> list[str]:
+    """A metric's means of leaderboard rows as text."""
+    return [number(value, metric.form) for value in table[f"{metric.name}_mean"]]
+
+
+def mean_and_sd(table: pd.DataFrame) -> dict[str, list[str]]:
+    """The main metric of leaderboard rows and its sd over seeds, as columns of text by title."""
+    return {MAIN.title: figures(table, MAIN), "sd": [number(value, MAIN.form) for value in table[f"{MAIN.name}_sd"]]}

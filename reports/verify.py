@@ -20,11 +20,12 @@ import pandas as pd
 import datasets
 import methods
 from core.errors import UserError
+from evaluation import metrics
 from pipeline import cli
 from pipeline.jobs import jobs
 from pipeline.params import Params
 from reports import leaderboard
-from reports.record import METRICS, Result, read_result
+from reports.record import Result, read_result
 from reports.table import KEY, per_seed, published, setting, warn_of_quarantined
 from reports.text import markdown_table, number
 
@@ -100,7 +101,7 @@ def groups(results: Sequence[Result]) -> dict[Key, list[dict[str, Any]]]:
 def reference_row(key: Key, group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A row's metrics over its seeds, in percent, and what they were measured on."""
     first = group[0]
-    values = {name: found for name in METRICS if (found := per_seed(group, "last", name))}
+    values = {name: found for name in metrics.BY_NAME if (found := per_seed(group, "last", name))}
     return {
         **dict(zip(KEY, key, strict=True)),
         "selection": "last",
@@ -165,15 +166,17 @@ def numbers(method: str) -> list[dict[str, Any]]:
 
 
 def figure(dataset: str) -> str:
-    """``mAP``, or ``rank1`` where the dataset's protocol defines no mAP."""
-    return datasets.protocol_of(dataset).headline if dataset in datasets.available() else "mAP"
+    """The headline of the dataset's protocol; of a name that is no dataset, the usual."""
+    known = dataset in datasets.available()
+    return datasets.protocol_of(dataset).headline if known else metrics.JUDGES[0].name
 
 
 def against_reference(
     row: dict[str, Any], reference: Sequence[dict[str, Any]], present: dict[Key, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     """The last epoch against the reference's; results of other data (another size or world) do not count as run."""
-    key, by = tuple(row[name] for name in KEY), "mAP" if "mAP" in row["metrics"] else "rank1"
+    key = tuple(row[name] for name in KEY)
+    by = next(judge.name for judge in metrics.JUDGES if judge.name in row["metrics"])
     expected = row["metrics"][by]
     group = present.get(key, [])
     alike = [o["metrics"][by]["values"] for o in reference if setting(o) == setting(row) and by in o["metrics"]]
@@ -214,7 +217,8 @@ def judge(state: dict[str, Any], group: Sequence[dict[str, Any]], by: str, note:
     """``state`` completed; a run whose every seed failed or was quarantined is ``below``, not forgotten."""
     values = measured(group, state["selection"], by)
     notes = [note] if note else []
-    notes += ["rank-1: its protocol has no mAP"] if by == "rank1" else []
+    usual = metrics.JUDGES[0]
+    notes += [f"{metrics.BY_NAME[by].title}: its protocol has no {usual.title}"] if by != usual.name else []
     notes += [f"seed {record['seed']} {record['status']}" for record in group if record["status"] != "ok"]
     state = {**state, "seeds": len(values), "note": "; ".join(notes)}
     if not values:

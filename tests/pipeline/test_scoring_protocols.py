@@ -114,7 +114,7 @@ def features(dataset: str, file: Path) -> dict[str, np.ndarray]:
 def test_a_classic_run_is_scored_single_shot_and_has_no_map(here: Path) -> None:
     record = result(FOLDS[1])
     assert record["status"] == "ok", record["reason"]
-    assert record["protocol"] == {"name": NAME, "version": 1, "headline": "rank1", "folds": 20}
+    assert record["protocol"] == {**{"name": NAME, "version": 1, "metric": "cmc", "headline": "rank1", "folds": 20}}
     assert (record["run"]["dataset"], record["fold"], record["tested_on"]["fold"]) == (NAME, 1, 1)
     last = record["selection"]["last"]
     assert last["mAP"] is last["mAP_trapezoid"] is last["mINP"] is None
@@ -164,7 +164,9 @@ def test_a_market_run_is_scored_by_the_market_rules_as_before(here: Path, world:
     assert train.main(command(world, "market1501", *more)) == 0
     assert evaluate.main(command(world, "market1501")) == 0
     record = result("market1501")
-    assert record["protocol"] == {"name": "market1501", "version": 1, "headline": "mAP", "folds": 1}
+    assert record["protocol"] == {
+        **{"name": "market1501", "version": 1, "metric": "cmc_and_map", "headline": "mAP", "folds": 1}
+    }
     assert record["fold"] is None
     assert record["run"]["dataset"] == "market1501"
     seen = features("market1501", Path("m.npz"))
@@ -186,19 +188,19 @@ def change(dataset: str, last: dict[str, Any] | None = None, **fields: Any) -> s
 
 
 def test_a_missing_map_is_acceptable_under_the_single_shot_protocol_only(here: Path) -> None:
-    market = {"name": "market1501", "version": 1, "headline": "mAP", "folds": 1}
+    market = {**{"name": "market1501", "version": 1, "metric": "cmc_and_map", "headline": "mAP", "folds": 1}}
     assert "queries.csv lacks the columns ['ap', 'first_match_rank']" in change(FOLDS[0], protocol=market)
     queries = pd.read_csv(folder(FOLDS[0]) / "queries.csv").assign(ap=0.5, first_match_rank=1)
     queries.to_csv(folder(FOLDS[0]) / "queries.csv", index=False)
-    assert "mAP is None, not a fraction" in change(FOLDS[0], protocol=market)
+    assert "mAP is None, not a number from 0 to 1" in change(FOLDS[0], protocol=market)
 
 
 @pytest.mark.parametrize(
     ("figures", "reason"),
     [
         ({"mAP": 0.5}, "mAP is 0.5, but the protocol defines none"),
-        ({"rank1": None}, "rank1 is None, not a fraction"),
-        ({"rank5": 0.0}, "rank-1, 5 and 10 do not rise"),
+        ({"rank1": None}, "rank1 is None, not a number from 0 to 1"),
+        ({"rank5": 0.0}, "rank-k does not rise with k"),
         ({"rank1": 0.001}, "rank1 is 0.001000, but queries.csv gives 0."),
         ({"valid_queries": 3}, "69 rows in queries.csv, but valid_queries is 3"),
     ],
@@ -212,7 +214,7 @@ def test_single_shot_results_that_contradict_themselves_are_quarantined(
 def test_a_best_epoch_below_the_last_one_is_quarantined_by_rank1(here: Path) -> None:
     best = result(FOLDS[0])["selection"]["best_on_test"]
     selection = {**result(FOLDS[0])["selection"], "best_on_test": {**best, "rank1": 0.0}}
-    assert "rank1 of the best epoch on test, 0.0, is below" in change(FOLDS[0], selection=selection)
+    assert "rank1 of the best epoch on test, 0.0, is worse" in change(FOLDS[0], selection=selection)
 
 
 def params() -> dict[str, Any]:

@@ -193,13 +193,13 @@ def rewrite(folder: Path, **last: Any) -> None:
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        ({"rank1": 0.99, "rank5": 0.5}, "rank-1, 5 and 10 do not rise"),
+        ({"rank1": 0.99, "rank5": 0.5}, "rank-k does not rise with k"),
         ({"valid_queries": 161}, "160 rows in queries.csv, but valid_queries is 161"),
         ({"mAP": 0.5999}, "mAP is 0.599900, but queries.csv gives"),
         ({"rank1": 0.0}, "rank1 is 0.000000, but queries.csv gives"),
-        ({"mAP": 60.0}, "mAP is 60.0, not a fraction"),
-        ({"mAP": float("nan")}, "mAP is nan, not a fraction"),
-        ({"rank10": None}, "rank10 is None, not a fraction"),
+        ({"mAP": 60.0}, "mAP is 60.0, not a number from 0 to 1"),
+        ({"mAP": float("nan")}, "mAP is nan, not a number from 0 to 1"),
+        ({"rank10": None}, "rank10 is None, not a number from 0 to 1"),
         ({"mAP": 0.9}, "best epoch on test"),
     ],
 )

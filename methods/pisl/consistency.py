@@ -1,4 +1,4 @@
-"""Patch semantic consistency: how far a part's neighbourhood looks like the whole image's (spec 5.3 and 10)."""
+"""Patch semantic consistency: how far a part's neighbourhood looks like the whole image's."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def neighbour_distances(features: Tensor, lists: Tensor) -> Tensor:
 
 
 def mmd_score(whole: Tensor, part: Tensor) -> Tensor:
-    """(n,) exp(-MMD^2) of two samples, the distances above the diagonal of (n, k, k) matrices (spec 10).
+    """(n,) exp(-MMD^2) of two samples, the distances above the diagonal of (n, k, k) matrices.
 
     MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y) over all pairs, k(a, b) the mean over BANDWIDTHS of
     exp(-(a - b)^2 / (2 sigma)), the released code's convention for sigma. With both samples as histograms over

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-TIME_DIM = 512  # length of the sinusoidal time code (spec 2)
+TIME_DIM = 512  # length of the sinusoidal time code
 
 
 def cosine_betas(steps: int, s: float = 0.008, largest: float = 0.999) -> Tensor:
-    """(T,) float64 betas of the cosine schedule (spec 5.1), clipped to [0, ``largest``].
+    """(T,) float64 betas of the cosine schedule, clipped to [0, ``largest``].
 
     beta_t = 1 - f(t + 1) / f(t) with f(t) = cos^2( (t/T + s) / (1 + s) * pi/2 ), t = 0..T-1.
     """
@@ -33,8 +33,13 @@ def q_sample(x0: Tensor, noise: Tensor, share: Tensor) -> Tensor:
 
 
 def predict_x0(x_t: Tensor, noise: Tensor, share: Tensor) -> Tensor:
-    """The clean vector that ``noise`` implies, clamped to [-1, 1]: the inverse of ``q_sample`` (spec 10)."""
+    """The clean vector that ``noise`` implies, clamped to [-1, 1]: the inverse of ``q_sample``."""
     return ((x_t - (1 - share).sqrt() * noise) / share.sqrt()).clamp(-1, 1)
+
+
+def implied_noise(x_t: Tensor, x0: Tensor, share: Tensor) -> Tensor:
+    """The noise that leads from ``x0`` to ``x_t``: the other inverse of ``q_sample``."""
+    return (x_t - share.sqrt() * x0) / (1 - share).sqrt()
 
 
 def ddim_step(x_t: Tensor, noise: Tensor, share: Tensor, share_before: Tensor) -> Tensor:
@@ -68,10 +73,11 @@ def time_code(t: Tensor) -> Tensor:
 
 
 class Denoiser(nn.Module):
-    """eps_hat = Phi(theta_t, f_g, t): an MLP with two hidden layers (spec 10); without theta_t, the released net.
+    """An MLP with two hidden layers over theta_t, f_g and t, in float32 or wider; without theta_t, the released net.
 
-    The first layer is one over the three inputs laid end to end, written as a sum, so that sampling computes the
-    image's share of it once for all steps.
+    Its ``parameters`` outputs estimate theta0; those of the released net, which sees no theta_t, the noise. The first
+    layer is one over the three inputs laid end to end, written as a sum, so that sampling computes the image's share
+    of it once for all steps.
     """
 
     def __init__(
@@ -86,17 +92,19 @@ class Denoiser(nn.Module):
 
     def context(self, embedding: Tensor) -> Tensor:
         """(b, hidden) the share of f_g (b, D) in the first layer."""
-        return self.of_image(embedding)
+        with torch.autocast(embedding.device.type, enabled=False):
+            return self.of_image(embedding)
 
     def predict(self, theta: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """eps_hat (b, n) of theta_t (b, n) at times t (b,) or (1,)."""
-        first = context + self.of_time(time_code(t.to(theta.dtype)))
-        if self.of_theta is not None:
-            first = first + self.of_theta(theta)
-        return self.last(torch.relu(self.middle(torch.relu(first)))).to(theta.dtype)
+        """(b, n) of theta_t (b, n) at times t (b,) or (1,)."""
+        with torch.autocast(theta.device.type, enabled=False):
+            first = context + self.of_time(time_code(t.to(theta.dtype)))
+            if self.of_theta is not None:
+                first = first + self.of_theta(theta)
+            return self.last(torch.relu(self.middle(torch.relu(first))))
 
     def forward(self, theta: Tensor, embedding: Tensor, t: Tensor) -> Tensor:
-        """eps_hat (b, n) of theta_t (b, n), f_g (b, D) and times t (b,)."""
+        """(b, n) of theta_t (b, n), f_g (b, D) and times t (b,)."""
         return self.predict(theta, t, self.context(embedding))
 
 

@@ -1,4 +1,4 @@
-"""The losses of PISL and of its ancestor PPLR (spec 5.2 to 5.4)."""
+"""The losses of PISL and of its ancestor PPLR."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def part_contrast(parts: Tensor, targets: Tensor, temperature: float, frozen_wei
     """sum_p w_p L_p with w = softmax(-L): in-batch supervised contrast of each part (SCD, third term).
 
     parts (B, P, D), targets (B,). Positives, and the denominator, include the image itself. ``frozen_weights``: no
-    gradient through w (spec 10); the released code has one.
+    gradient through w; the released code has one.
     """
     unit = F.normalize(full_precision(parts), dim=2).transpose(0, 1)
     log_p = F.log_softmax(unit @ unit.transpose(1, 2) / temperature, dim=2)
@@ -72,7 +72,7 @@ def camera_contrast(
     """Softmax of each image over its cluster's proxies of other cameras and the hardest proxies of other clusters.
 
     features (B, D), L2-normalised inside; proxies (U, D) unit rows; same_cluster, same_camera (B, U). The mean over
-    positives of -log p, 0 for an image without any, summed and divided by B (spec 5.4). The proxy of an image's own
+    positives of -log p, 0 for an image without any, summed and divided by B. The proxy of an image's own
     cluster and camera is in neither set.
     """
     logits = similarities(F.normalize(features, dim=1), proxies) / temperature

@@ -4,6 +4,7 @@ part's neighbourhood agrees with the whole image's. It extends PPLR (Cho et al.,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from core.backbones.net import Embedder, make_neck
 from core.config import Config, per_epochs
 from core.data import Batch, Labels, Needs, TrainingData
 from core.errors import UserError
-from core.losses import softmax_triplet
+from core.losses import similarities, softmax_triplet
 from core.memory import ProxyMemory, cluster_centroids
 from core.method import Method
 from methods.pisl.consistency import consistency_scores
@@ -25,7 +26,7 @@ from methods.pisl.losses import (
     refined_cross_entropy,
     smoothed_part_cross_entropy,
 )
-from methods.pisl.patches import LocalisationNet, cut, stripe_thetas
+from methods.pisl.patches import LocalisationNet, cut, start_at, stripe_thetas
 from methods.pisl.released import ReleasedDiffusion
 from methods.pisl.sdm import SpatialDiffusion, SpatialTransformer, Stripes
 
@@ -39,14 +40,14 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """specs/pisl.md sections 2, 5 and 10; ``sdm`` stripes, ``score`` jaccard and ``scd_weight`` 0 make it PPLR.
+    """Symbols as in the README; ``sdm`` stripes, ``score`` jaccard and ``scd_weight`` 0 make it PPLR.
 
-    sdm, diffusion, train_patches: where parts are (5.1); released is the official code's diffusion. timesteps T and
-    sampling_steps: of the schedule and of extraction. localisation_padding: of the localisation net's convolution.
-    shared_neck: the global BNNeck before the part's own, in training only, as released (9, row 6).
-    score, neighbours: PSC (5.3). own_label_share: W_ref. consistency_from: epoch se from which the score smooths part
-    labels; before, label smoothing does. scd_weight: W_diff, outside theta_weight, cosine_weight (inside it) and
-    contrast_weight (5.2). camera_weight: W_cam (5.4).
+    sdm, diffusion, train_patches: where parts are; released is the official code's diffusion. timesteps T and
+    sampling_steps: of the schedule and of extraction. localisation_padding: of the localisation net's convolution;
+    localisation_lr_scale: the net's learning rate as a share of the optimiser's. shared_neck: the global BNNeck before
+    the part's own, in training only, as released. score, neighbours: PSC. own_label_share: W_ref. consistency_from:
+    epoch from which the score smooths part labels; before, label smoothing does. scd_weight: W_diff, outside
+    theta_weight, cosine_weight (inside it) and contrast_weight. camera_weight: W_cam.
     """
 
     sdm: str = "diffusion"
@@ -56,6 +57,7 @@ class Settings:
     timesteps: int = 1000
     sampling_steps: int = 50
     localisation_padding: int = 0
+    localisation_lr_scale: float = 0.1
     shared_neck: bool = False
     score: str = "mmd"
     neighbours: int = 20
@@ -77,6 +79,10 @@ class Settings:
                 raise ValueError(f"settings.{key} is one of {', '.join(allowed)}, not '{getattr(self, key)}'")
         if not 1 <= self.sampling_steps <= self.timesteps:
             raise ValueError(f"settings.sampling_steps must be 1 to timesteps {self.timesteps}: {self.sampling_steps}")
+        if self.localisation_lr_scale < 0:
+            raise ValueError(
+                f"settings.localisation_lr_scale must be a share of optimiser.lr: {self.localisation_lr_scale}"
+            )
         if not 0 <= self.own_label_share <= 1:
             raise ValueError(f"settings.own_label_share is a share in [0, 1], not {self.own_label_share}")
         if self.sdm == "diffusion" and self.scd_weight <= 0:
@@ -86,7 +92,7 @@ class Settings:
 
 
 class PISL(Method):
-    """L = L_global + L_parts + L_triplet + W_cam L_cam + W_diff L_scd (spec 5.4); tested is the global feature."""
+    """L = L_global + L_parts + L_triplet + W_cam L_cam + W_diff L_scd; tested is the global feature."""
 
     Settings = Settings
 
@@ -116,11 +122,16 @@ class PISL(Method):
         mine = {name: value[batch.part].to(embedding.device) for name, value in drawn.items()}
         located = self.sdm(feature_map, embedding, mine)
         parts = self._part_features(cut(feature_map, located.pop("weights")))
+        spaces = [embedding, *parts.unbind(dim=1)]
+        logits, *part_logits = (
+            similarities(features, rows[: self.clusters])
+            for features, rows in zip(spaces, self.classifiers, strict=True)
+        )
         return {
             "embedding": embedding,
             "parts": parts,
-            "logits": embedding @ self.classifiers[0, : self.clusters].T,
-            "part_logits": torch.einsum("bpd,pcd->bpc", parts, self.classifiers[1:, : self.clusters]),
+            "logits": logits,
+            "part_logits": torch.stack(part_logits, dim=1),
             **located,
         }
 
@@ -186,6 +197,14 @@ class PISL(Method):
             terms |= {f"scd_{name}": settings.scd_weight * term for name, term in scd.items()}
         return terms
 
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The localisation net, where there is one, learns at a rate of its own."""
+        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        localisation = [p for name, p in trained if name.startswith("sdm.localisation.")]
+        others = [p for name, p in trained if not name.startswith("sdm.localisation.")]
+        own = {"params": localisation, "lr_scale": self.config.settings.localisation_lr_scale}
+        return [{"params": others}, *([own] if localisation else [])]
+
     def _camera_loss(self, output: dict[str, Tensor], batch: Batch) -> Tensor:
         """That of the global feature plus the mean over the parts."""
         assert batch.cameras is not None
@@ -225,8 +244,10 @@ def build_sdm(settings: Settings, dim: int, replicas: int) -> Stripes:
     steps = (settings.timesteps, settings.sampling_steps)
     if settings.sdm == "diffusion" and settings.diffusion == "released":
         return ReleasedDiffusion(dim, settings.localisation_padding, *steps, replicas)
-    localisation = LocalisationNet(dim, stripe_thetas(settings.parts), settings.localisation_padding)
+    windows = stripe_thetas(settings.parts)
+    localisation = LocalisationNet(dim, windows, settings.localisation_padding)
     if settings.sdm == "stn":
         return SpatialTransformer(settings.parts, localisation)
-    denoiser = Denoiser(6 * settings.parts, dim)
+    denoiser = Denoiser(windows.numel(), dim)
+    start_at(denoiser.last, windows)  # before it has learned anything, a window is a stripe
     return SpatialDiffusion(settings.parts, localisation, denoiser, *steps, settings.train_patches)

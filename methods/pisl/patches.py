@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from core.backbones.pooling import at_least_float32
 
 
 def stripe_thetas(parts: int) -> Tensor:
-    """(P, 2, 3) affine parameters of P horizontal stripes: [1, 0, 0; 0, 1/P, t_p] (spec 10)."""
+    """(P, 2, 3) affine parameters of P horizontal stripes: [1, 0, 0; 0, 1/P, t_p]."""
     theta = torch.zeros(parts, 2, 3)
     theta[:, 0, 0] = 1
     theta[:, 1, 1] = 1 / parts
@@ -62,13 +64,39 @@ def cut(feature_map: Tensor, weights: Tensor) -> Tensor:
         return weights @ values.transpose(1, 2)
 
 
-class LocalisationNet(nn.Module):
-    """theta0 (b, P, 2, 3) of a map (b, C, h, w); at the start ``initial`` (P, 2, 3), whatever the map (spec 2).
+class Bounded(torch.autograd.Function):
+    """Clamps values to [-1, 1], and drops only the part of the gradient that would lead further out.
 
-    ``padding`` of its convolution is 0 as released; a map narrower than 3 cells needs 1.
+    A plain clamp has no gradient outside, so a value that is out for every image would have no way back.
     """
 
-    def __init__(self, dim: int, initial: Tensor, padding: int = 0, hidden: int = 512) -> None:
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.save_for_backward(values)
+        return values.clamp(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (values,) = ctx.saved_tensors
+        outwards = ((values >= 1) & (gradient < 0)) | ((values <= -1) & (gradient > 0))  # of a descent step
+        return gradient.masked_fill(outwards, 0)
+
+
+def start_at(layer: nn.Linear, value: Tensor) -> None:
+    """Let a layer give ``value`` at the start, whatever its input."""
+    nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        layer.bias.copy_(value.flatten())
+
+
+class LocalisationNet(nn.Module):
+    """theta0 (b, P, 2, 3) of a map (b, C, h, w); at the start ``initial`` (P, 2, 3), whatever the map.
+
+    ``padding`` of its convolution is 0 as released; a map narrower than 3 cells needs 1. ``bounded``: theta0 lies in
+    [-1, 1], so that no window is larger than the map; the released net has no bound.
+    """
+
+    def __init__(self, dim: int, initial: Tensor, padding: int = 0, bounded: bool = True, hidden: int = 512) -> None:
         super().__init__()
         convolution = nn.Conv2d(dim, 2 * dim, 3, padding=padding)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
@@ -77,12 +105,11 @@ class LocalisationNet(nn.Module):
         )
         self.hidden = nn.Linear(2 * dim, hidden)
         self.last = nn.Linear(hidden, initial.numel())
-        nn.init.zeros_(self.last.weight)
-        with torch.no_grad():
-            self.last.bias.copy_(initial.flatten())
-        self.shape = initial.shape
+        start_at(self.last, initial)
+        self.shape, self.bounded = initial.shape, bounded
 
     def forward(self, feature_map: Tensor) -> Tensor:
         pooled = at_least_float32(self.features(feature_map)).mean((2, 3))
-        theta = self.last(torch.relu(self.hidden(pooled)))
-        return at_least_float32(theta).view(-1, *self.shape)
+        with torch.autocast(pooled.device.type, enabled=False):
+            theta = self.last(torch.relu(self.hidden(pooled))).view(-1, *self.shape)
+        return Bounded.apply(theta) if self.bounded else theta

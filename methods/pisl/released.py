@@ -1,4 +1,4 @@
-"""The diffusion as the official repository has it (spec 5.1, 5.2): for the reproduction column only.
+"""The diffusion as the official repository has it: for the reproduction column only.
 
 The denoiser does not see theta_t, patches are cut with noised parameters, and sampling is no DDIM. Kept apart from
 ``sdm.py`` so that the method reads as the paper describes it.
@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.backbones.batchnorm import chunk_sizes
 from methods.pisl.diffusion import Denoiser, image_noise, q_sample, sampling_times
-from methods.pisl.patches import LocalisationNet, affine_weights
+from methods.pisl.patches import LocalisationNet, affine_weights, start_at
 from methods.pisl.sdm import Outputs, SpatialDiffusion
 
-RELEASED_THETA = (1.0, 1 / 3, 1 / 3, 1.0, 1 / 3, 1 / 3)  # of every patch: its 2 x 2 part has rank 1 (spec 2)
+RELEASED_THETA = (1.0, 1 / 3, 1 / 3, 1.0, 1 / 3, 1 / 3)  # of every patch: its 2 x 2 part has rank 1
 SNAPSHOTS = 10  # of the sampled parameters, averaged: those at t = 900, 800, ..., 0
 SHIFTS = (-0.1, 0.0, 0.1)  # vertical, of the three patches, in the last bias of the denoiser
 
 
 def released_localisation(dim: int, padding: int) -> LocalisationNet:
-    """Three equal patches whose grid is the map's diagonal."""
-    return LocalisationNet(dim, torch.tensor(RELEASED_THETA).view(2, 3).repeat(len(SHIFTS), 1, 1), padding)
+    """Three equal patches whose grid is the map's diagonal; no bound on what is learned."""
+    start = torch.tensor(RELEASED_THETA).view(2, 3).repeat(len(SHIFTS), 1, 1)
+    return LocalisationNet(dim, start, padding, bounded=False)
 
 
 def released_denoiser(dim: int) -> Denoiser:
     """Blind to theta_t; at the start a constant, the map itself shifted a little for each patch."""
     denoiser = Denoiser(6 * len(SHIFTS), dim, sees_theta=False)
-    nn.init.zeros_(denoiser.last.weight)
-    with torch.no_grad():
-        denoiser.last.bias.copy_(torch.tensor([value for shift in SHIFTS for value in (1, 1, 0, 1, 1, shift)]))
+    start_at(denoiser.last, torch.tensor([value for shift in SHIFTS for value in (1, 1, 0, 1, 1, shift)]))
     return denoiser
 
 

@@ -15,6 +15,7 @@ from methods.pisl.diffusion import (
     ddim_sample,
     ddim_step,
     image_noise,
+    implied_noise,
     predict_x0,
     q_sample,
     signal_shares,
@@ -62,9 +63,11 @@ class SpatialTransformer(Stripes):
 
 
 class SpatialDiffusion(SpatialTransformer):
-    """SDM: training learns to denoise theta0 given f_g; extraction samples theta from noise by DDIM (spec 10).
+    """SDM: training learns to denoise theta0 given f_g; extraction samples theta from noise by DDIM.
 
-    Patches are cut with theta0 in training, or with the one-step estimate of it (``train_patches`` x0_hat).
+    Patches are cut with theta0 in training, or with the one-step estimate of it (``train_patches`` x0_hat). The
+    denoiser's output is an estimate of theta0, from which its noise follows: a net that gives the noise itself passes
+    its error on to theta at every step.
     """
 
     shares: Tensor
@@ -93,12 +96,12 @@ class SpatialDiffusion(SpatialTransformer):
     def forward(self, feature_map: Tensor, embedding: Tensor, drawn: Outputs) -> Outputs:
         """``weights``, and for SCD: the noise, the predicted noise, theta_{t-1} and its Phi-step estimate (b, 6P)."""
         theta0 = self.localisation(feature_map)
-        x0 = theta0.flatten(1).clamp(-1, 1)
+        x0 = theta0.flatten(1)
         t, noise = drawn["t"], drawn["noise"].to(x0.dtype)
         share, share_before = self.shares[t + 1, None], self.shares[t, None]
         # SCD teaches the denoiser, not the localisation net or the backbone.
         x_t = q_sample(x0.detach(), noise, share)
-        predicted = self.denoiser(x_t, embedding.detach(), t)
+        predicted = self.predict_noise(x_t, t, self.denoiser.context(embedding.detach()))
         if self.train_patches == "x0_hat":
             theta0 = predict_x0(q_sample(x0, noise, share), predicted, share).view_as(theta0)
         return {
@@ -108,6 +111,10 @@ class SpatialDiffusion(SpatialTransformer):
             "theta_before": q_sample(x0.detach(), noise, share_before),
             "predicted_theta_before": ddim_step(x_t, predicted, share, share_before),
         }
+
+    def predict_noise(self, theta: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """eps_hat (b, 6P) = Phi(theta_t, f_g, t) at times t (b,) or (1,); ``context`` is the denoiser's of f_g."""
+        return implied_noise(theta, self.denoiser.predict(theta, t, context), self.shares[t + 1, None])
 
     def locate(self, feature_map: Tensor, embedding: Tensor, keys: Tensor) -> Tensor:
         """``weights`` (b, P, h, w) of thetas sampled for each image from the noise of its key."""
@@ -120,7 +127,7 @@ class SpatialDiffusion(SpatialTransformer):
         context = self.denoiser.context(embedding)
 
         def predict(theta: Tensor, t: int) -> Tensor:
-            return self.denoiser.predict(theta, torch.tensor([t], device=theta.device), context)
+            return self.predict_noise(theta, torch.tensor([t], device=theta.device), context)
 
         return ddim_sample(predict, start, self.shares, self.samples)
 

@@ -20,7 +20,13 @@ from methods.pisl.method import PISL, Settings
 T, D, CLUSTERS, PARTS = 1000, 16, 6, 3
 SHARES = signal_shares(T)
 PPLR = {"sdm": "stripes", "score": "jaccard", "scd_weight": 0.0, "camera_weight": 0.0}
-RELEASED = {"diffusion": "released", "score": "released", "shared_neck": True, "sampling_steps": 1000}
+RELEASED = {
+    "diffusion": "released",
+    "score": "released",
+    "shared_neck": True,
+    "sampling_steps": 1000,
+    "localisation_lr_scale": 1.0,
+}
 
 
 class SmallBackbone(nn.Module):

@@ -1,4 +1,4 @@
-"""PISL by its spec (pisl.md section 13): the method as a whole, and PPLR as its reduction."""
+"""PISL: the method as a whole, and PPLR as its reduction."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.config import Config, Sampler
+from core.config import Config, Optimiser, Sampler
 from core.data import Batch, Labels
+from core.engine import build_optimiser
 from methods.pisl import consistency, losses, patches
 from methods.pisl.method import PISL, Settings
+from pipeline.settings import resolve_run
 from tests.methods.pisl_small import CLUSTERS, PARTS, PPLR, RELEASED, SHARES, D, Data, batch_of, pisl, started
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pplr_loss(output: dict[str, Tensor], batch: Batch, epoch: int) -> Tensor:
-    """PPLR without cameras (spec baselines, section 5), image by image and part by part."""
+    """PPLR without cameras, image by image and part by part."""
     logits, part_logits, f, y = output["logits"], output["part_logits"], output["embedding"], batch.targets
     scores, count, classes = batch.extra["consistency"].double(), len(batch.targets), output["logits"].shape[1]
     whole = part = triplet = f.new_zeros(())
@@ -74,7 +76,7 @@ def test_additions_switched_off_leave_the_terms_of_pplr_bit_for_bit() -> None:
     assert all(torch.equal(full[name], reduced[name]) for name in reduced)
 
 
-def test_the_scd_loss_is_the_sum_of_the_specs_terms() -> None:
+def test_the_scd_loss_is_the_sum_of_its_terms() -> None:
     method, batch = started(pisl()), batch_of()
     output = method.forward(batch)
     terms = method.loss(output, batch)
@@ -90,6 +92,7 @@ def test_the_scd_loss_is_the_sum_of_the_specs_terms() -> None:
 
 def test_training_hands_scd_one_exact_and_one_predicted_step_of_the_same_noise() -> None:
     method, batch = started(pisl()), batch_of()
+    torch.nn.init.normal_(method.sdm.denoiser.last.weight, std=0.1)
     output = method.forward(batch)
     drawn = method.sdm.draw(8, torch.Generator().manual_seed(1))
     t, noise = drawn["t"], drawn["noise"].double()
@@ -102,7 +105,8 @@ def test_training_hands_scd_one_exact_and_one_predicted_step_of_the_same_noise()
     step = before.sqrt() * x0_hat + (1 - before).sqrt() * output["predicted_noise"]
     torch.testing.assert_close(output["predicted_theta_before"], step)
     pooled = method.embedder.pool(method.embedder.map(batch.images[0]))
-    predicted = method.sdm.denoiser(theta_t, F.batch_norm(pooled, None, None, training=True), t)
+    estimate = method.sdm.denoiser(theta_t, F.batch_norm(pooled, None, None, training=True), t)
+    predicted = (theta_t - abar.sqrt() * estimate) / (1 - abar).sqrt()
     torch.testing.assert_close(output["predicted_noise"], predicted, rtol=1e-4, atol=1e-4)
 
 
@@ -114,8 +118,40 @@ def test_scd_teaches_the_denoiser_and_neither_the_localisation_net_nor_the_backb
     assert reached == {"denoiser"}
 
 
+@pytest.mark.parametrize("settings", [{}, {"train_patches": "x0_hat"}, {"sdm": "stn"}], ids=["paper", "x0_hat", "stn"])
+def test_logits_and_windows_are_float32_under_autocast(settings: dict[str, object]) -> None:
+    """A bfloat16 logit of 20 is exact to 0.06 only, a window's place to 1/256 of the map."""
+    method, batch = started(pisl(**settings).float()), batch_of()
+    batch.images[0] = batch.images[0].float()
+    computed: set[torch.dtype] = set()
+    for layer in method.sdm.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda layer, inputs, found: computed.add(found.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = method.forward(batch)
+    assert {name: value.dtype for name, value in output.items() if value.dtype != torch.float32} == {}
+    torch.testing.assert_close(output["logits"], output["embedding"] @ method.classifiers[0, :CLUSTERS].T)
+    for p in range(PARTS):
+        own = output["parts"][:, p] @ method.classifiers[1 + p, :CLUSTERS].T
+        torch.testing.assert_close(output["part_logits"][:, p], own)
+    assert computed == {torch.float32}
+
+
+def test_the_localisation_net_alone_learns_at_a_rate_of_its_own() -> None:
+    """A tenth of the optimiser's; the released code has one rate, and stripes have no such net."""
+    method = pisl()
+    others, own = build_optimiser(method, Optimiser(lr=1.0)).param_groups
+    assert (others["lr_scale"], own["lr_scale"]) == (1.0, 0.1)
+    localisation = {id(p) for p in method.sdm.localisation.parameters()}
+    assert {id(p) for p in own["params"]} == localisation
+    everything = {id(p) for p in method.parameters() if p.requires_grad}
+    assert {id(p) for p in others["params"]} == everything - localisation
+    assert [group["lr_scale"] for group in build_optimiser(pisl(**PPLR), Optimiser()).param_groups] == [1.0]
+    assert resolve_run("pisl-released", "market1501", "published").config.settings == Settings(**RELEASED)
+
+
 def test_the_released_diffusion_cuts_and_compares_noised_parameters_and_detaches_nothing() -> None:
-    """Spec 5.1 and 5.2: x0 = 2 theta0 - 1, theta~ = (clamp(x_t) + 1) / 2, and gradients through all of it."""
+    """x0 = 2 theta0 - 1, theta~ = (clamp(x_t) + 1) / 2, and gradients through all of it."""
     sdm = pisl(**RELEASED).sdm
     feature_map = torch.rand(4, D, 8, 4, dtype=torch.float64, requires_grad=True)
     embedding = torch.rand(4, D, dtype=torch.float64, requires_grad=True)
@@ -136,7 +172,7 @@ def test_the_released_diffusion_cuts_and_compares_noised_parameters_and_detaches
 
 
 def test_the_released_parts_pass_the_shared_neck_in_training_only() -> None:
-    """Spec 2: train GAP -> bnneck -> bnneck_i, extraction GAP -> bnneck_i."""
+    """Train GAP -> bnneck -> bnneck_i, extraction GAP -> bnneck_i."""
     method = pisl(**RELEASED)
     for place, neck in enumerate([method.embedder.bnneck, *method.part_necks]):
         torch.nn.init.constant_(neck.weight, 2.0 + place)
@@ -233,8 +269,6 @@ def test_the_camera_term_is_that_of_the_whole_plus_the_mean_of_the_parts() -> No
 
 
 def test_the_epoch_of_the_score_scales_with_the_run() -> None:
-    from pipeline.settings import resolve_run
-
     published = resolve_run("pisl", "market1501", "published").config
     assert published.settings.consistency_from == 5
     assert published.clustering.eps == 0.4
@@ -251,6 +285,7 @@ def test_the_epoch_of_the_score_scales_with_the_run() -> None:
         ({"sdm": "grid"}, "stripes, stn, diffusion"),
         ({"score": "cosine"}, "mmd, jaccard, released"),
         ({"sampling_steps": 1001}, "1 to timesteps 1000"),
+        ({"localisation_lr_scale": -0.1}, "share of optimiser.lr"),
         ({"own_label_share": 1.5}, r"share in \[0, 1\]"),
         ({"scd_weight": 0.0}, "nothing else trains the denoiser"),
         ({"diffusion": "released", "parts": 4}, "3 parts"),

@@ -1,4 +1,4 @@
-"""PISL's spatial diffusion by its spec (pisl.md section 13): schedule, sampling, noise, patches, the released loop."""
+"""PISL's spatial diffusion: schedule, sampling, noise, patches, the released loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.config import Optimiser, Schedule
 from core.distributed import ProcessGroup
+from core.engine import build_optimiser, set_rate
 from methods.pisl import losses, patches, released
 from methods.pisl.diffusion import (
     Denoiser,
@@ -20,6 +22,7 @@ from methods.pisl.diffusion import (
     ddim_step,
     image_keys,
     image_noise,
+    implied_noise,
     predict_x0,
     q_sample,
     sampling_times,
@@ -67,6 +70,7 @@ def test_the_true_noise_gives_back_x0_and_the_exact_step_from_any_time(generator
     share, before = SHARES[1:, None], SHARES[:-1, None]
     x_t = q_sample(x0, noise, share)
     torch.testing.assert_close(predict_x0(x_t, noise, share), x0, rtol=0, atol=1e-8)
+    torch.testing.assert_close(implied_noise(x_t, x0, share), noise)
     wanted, found = q_sample(x0, noise, before), ddim_step(x_t, noise, share, before)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-8)
     assert losses.theta_consistency(found, wanted, 0.1) < 1e-12
@@ -103,7 +107,7 @@ def test_ddim_is_the_recurrence_written_out(generator: torch.Generator) -> None:
 def test_the_denoiser_depends_on_theta_and_the_released_one_does_not(
     generator: torch.Generator, settings: dict[str, object], sees_theta: bool
 ) -> None:
-    """Property 4, of the method's own denoiser, whose last layer need not start at 0."""
+    """Of the method's own denoiser, whose last layer starts at 0."""
     net = pisl(**settings).sdm.denoiser
     nn.init.normal_(net.last.weight)
     theta, embedding, t = normal(generator, 4, 18), normal(generator, 4, D), torch.tensor([0, 10, 500, 999])
@@ -125,7 +129,7 @@ def test_the_denoisers_first_layer_is_one_layer_over_all_three_inputs(generator:
 
 
 def test_a_denoiser_that_sees_theta_learns_and_a_blind_one_cannot() -> None:
-    """Spec 5.1: blind, the best mean squared error is 1."""
+    """Blind, the best mean squared error is 1."""
     x0 = patches.stripe_thetas(PARTS).flatten()
     reached = {}
     for sees_theta in (True, False):
@@ -171,6 +175,7 @@ def test_noise_does_not_touch_the_global_stream(generator: torch.Generator) -> N
 
 def test_extraction_repeats_itself_and_mixes_no_rows(generator: torch.Generator) -> None:
     method = pisl().eval()
+    nn.init.normal_(method.sdm.denoiser.last.weight, std=0.05, generator=generator)
     images = normal(generator, 7, 3, 64, 32)
     with torch.no_grad():
         first, second = method.embed(images), method.embed(images)
@@ -186,6 +191,7 @@ def test_extraction_repeats_itself_and_mixes_no_rows(generator: torch.Generator)
 def test_the_test_feature_is_the_same_with_any_sdm_and_any_noise(generator: torch.Generator) -> None:
     images = normal(generator, 5, 3, 64, 32)
     reference = pisl().eval()
+    nn.init.normal_(reference.sdm.denoiser.last.weight, std=0.05, generator=generator)
     state = {k: v for k, v in reference.state_dict().items() if k.startswith("embedder.")}
     variants = [PPLR, {"sdm": "stn"}, {"sampling_steps": 3}, {"sampling_steps": 20, **RELEASED}]
     with torch.no_grad():
@@ -259,6 +265,50 @@ def test_the_localisation_net_starts_with_three_disjoint_horizontal_thirds(gener
     assert torch.linalg.matrix_rank(wrong[0, 0, :, :2]) == 1
 
 
+def test_a_window_is_never_larger_than_the_map_and_a_step_back_inside_has_a_gradient() -> None:
+    start = torch.tensor([1.0, -2.44, 2.44, -1.0, 0.4, -0.4]).view(1, 2, 3)
+    net = patches.LocalisationNet(D, start)
+    theta = net(torch.rand(4, D, 8, 4))
+    torch.testing.assert_close(theta[0].flatten(), torch.tensor([1.0, -1.0, 1.0, -1.0, 0.4, -0.4]))
+    for sign, passing in ((1.0, [1, 0, 1, 0, 1, 1]), (-1.0, [0, 1, 0, 1, 1, 1])):
+        (gradient,) = torch.autograd.grad(sign * theta.sum(), net.last.bias, retain_graph=True)
+        torch.testing.assert_close(gradient, 4 * sign * torch.tensor(passing).float())
+    assert torch.equal(patches.LocalisationNet(D, start, bounded=False)(torch.rand(4, D, 8, 4))[0], start)
+
+
+def test_the_diffusion_learns_the_very_windows_that_training_cuts_with(generator: torch.Generator) -> None:
+    """At t = 0 the step before is theta0 itself; the localisation net would leave the map if it could."""
+    sdm = pisl().sdm
+    nn.init.normal_(sdm.localisation.last.weight, std=1.0, generator=generator)
+    drawn = {"t": torch.zeros(6, dtype=torch.long), "noise": normal(generator, 6, 18)}
+    found = sdm(normal(generator, 6, D, 8, 4).abs(), normal(generator, 6, D), drawn)
+    theta0 = found["theta_before"]
+    assert ((theta0.abs() == 1).sum() > 6).item(), "some windows must touch the bound"
+    torch.testing.assert_close(found["weights"], patches.affine_weights(theta0.view(6, PARTS, 2, 3), 8, 4))
+
+
+def test_extraction_finds_the_windows_of_training_with_less_noise_than_they_differ_between_images() -> None:
+    """40 steps of the whole loss at the method's own rates; the localisation net at the full rate runs away."""
+    method, batch = started(pisl(sampling_steps=20).float()), batch_of(size=16)
+    batch.images[0] = batch.images[0].float()
+    optimiser = build_optimiser(method, Optimiser())
+    set_rate(optimiser, 3.5e-4, Schedule(), place=0)
+    for _ in range(40):
+        optimiser.zero_grad()
+        torch.stack(list(method.loss(method.forward(batch), batch).values())).sum().backward()
+        optimiser.step()
+    method.eval()
+    with torch.no_grad():
+        feature_map = method.embedder.map(batch.images[0])
+        embedding = method.embedder.neck(method.embedder.pool(feature_map))
+        wanted = method.sdm.localisation(feature_map).flatten(1)
+        first, second = (method.sdm.sample(embedding, torch.arange(16) + 1000 * draw) for draw in (0, 1))
+    signal = wanted.var(dim=0).mean().sqrt()
+    noise = (first - second).square().mean().div(2).sqrt()
+    assert noise < signal / 10
+    assert (first - wanted).square().mean().sqrt() < 0.1
+
+
 @pytest.mark.parametrize("padding", [0, 1])
 def test_a_map_too_narrow_for_the_convolution_is_padded(padding: int) -> None:
     net = patches.LocalisationNet(D, patches.stripe_thetas(PARTS), padding).eval()
@@ -271,7 +321,7 @@ def test_a_map_too_narrow_for_the_convolution_is_padded(padding: int) -> None:
 
 
 def literal_released_sampler(net, embedding: Tensor, start: Tensor, noises: Tensor, renewals: Tensor) -> Tensor:
-    """The spec's account of it (5.1), step by step and row by row."""
+    """An account of the official loop, step by step and row by row."""
     theta, snapshots = start, []
     unit_embedding = F.normalize(embedding, dim=1)
     for step, t in enumerate(range(T - 1, -1, -1)):
@@ -306,7 +356,7 @@ def test_the_released_sampler_is_the_released_loop_rows_mixed_and_all(generator:
         torch.testing.assert_close(sdm.sample(embedding, keys), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_the_released_sampler_starts_where_the_spec_measured_it(generator: torch.Generator) -> None:
+def test_the_released_sampler_starts_where_the_official_one_was_measured_to(generator: torch.Generator) -> None:
     with torch.no_grad():
         theta = pisl(**RELEASED).float().sdm.sample(normal(generator, 20, D).float(), torch.arange(20)).mean(0)
     torch.testing.assert_close(theta[:6], torch.tensor([4.25, 4.25, 0, 4.25, 4.25, -0.43]), rtol=0, atol=0.15)

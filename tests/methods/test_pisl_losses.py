@@ -1,4 +1,4 @@
-"""PISL's consistency scores and losses by its spec (pisl.md section 13), against literal loops."""
+"""PISL's consistency scores and losses, against literal loops."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_released_score_is_zero_for_equal_geometry_and_grows_with_disagreeme
     assert torch.equal(consistency.released_score(whole, whole), torch.zeros(3).double())
     assert len(consistency.RELEASED_BANDWIDTHS) == 19
     before = torch.zeros(3).double()
-    for d2, expected in ((0.01, 0.22), (5.0, 0.40)):  # the spec's measured range at k = 20
+    for d2, expected in ((0.01, 0.22), (5.0, 0.40)):  # measured on the official function at k = 20
         other = whole + math.sqrt(d2 / 400)
         score = consistency.released_score(whole, other)
         assert score[0].item() == pytest.approx(expected, abs=0.03)

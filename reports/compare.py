@@ -19,9 +19,10 @@ from core.errors import UserError
 from core.rng import Streams
 from pipeline import cli
 from pipeline.settings import split_name
+from reports.published import read_published
 from reports.record import Result
 from reports.statistics import DRAWS, holm, identity_weights, paired_bootstrap, sign_flip_p
-from reports.table import CEILING, FLOOR, KEY, place, published, read_results, warn_of_quarantined
+from reports.table import CEILING, FLOOR, KEY, place, read_results, warn_of_quarantined
 from reports.text import intervals, markdown_table, number, signed
 
 NO_CAMERA = "no_cam"  # variant of a baseline that trains without cameras
@@ -130,7 +131,8 @@ def find_baseline(cell: Cell, others: Sequence[Cell]) -> Cell | None:
     A method that uses no cameras in training, neither in sampler nor in loss nor in clustering, is measured against the
     baseline without them, where that was run. Cameras at the test alone change no training, so they do not count.
     """
-    method, variant = split_name(published(cell.run["method"]).get("baseline", BASELINE))
+    published = read_published(cell.run["method"])
+    method, variant = split_name((published and published.baseline) or BASELINE)
     compares_like = cell.run["method"] not in (method, FLOOR, CEILING)
     blind = compares_like and not set(cell.results[0].record["needs"]["cameras"]) - {"test"}
     known = {(other.run["method"], other.run["variant"]): other for other in others if other is not cell}

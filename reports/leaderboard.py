@@ -14,8 +14,9 @@ from pipeline import cli
 from pipeline.params import Params
 from reports.compare import NOTE as COMPARISON_NOTE
 from reports.compare import compare, difference_table, to_baseline
+from reports.published import rows as published_rows
 from reports.record import Result
-from reports.table import MAIN, leaderboard, published, read_results, warn_of_quarantined
+from reports.table import MAIN, leaderboard, read_results, warn_of_quarantined
 from reports.text import markdown_table, number
 
 SHOWN = {
@@ -134,16 +135,16 @@ def published_table(names: Sequence[str]) -> str:
     """Markdown of ``published.yaml`` of the named methods, with where each number was read."""
     rows = []
     for name in names:
-        for entry in published(name).get("rows", []):
-            numbers = {metric.name: number(entry.get(metric.name), metric.form) for metric in metrics.PUBLISHED}
+        for row in published_rows(name):
+            numbers = {metric.name: number(row.figure(metric.name), metric.form) for metric in metrics.PUBLISHED}
             rows.append(
                 {
                     "method": name,
-                    "variant": entry["variant"],
-                    "dataset": entry["dataset"],
-                    "backbone": entry["backbone"],
+                    "variant": row.variant,
+                    "dataset": row.dataset,
+                    "backbone": row.backbone,
                     **numbers,
-                    "source": entry["source"],
+                    "source": row.source,
                 }
             )
     return markdown_table(rows) if rows else "None."

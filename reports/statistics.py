@@ -147,7 +147,14 @@ def sign_flip_p(ap_a: np.ndarray, ap_b: np.ndarray, person_ids: np.ndarray, rng:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's correction of a family of p values, in their order; of none, none."""
-    from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]  # seconds to import
+    """Holm's step-down correction of a family of p values (F,), in their order; of none, none.
 
-    return multipletests(p_values, method="holm")[1] if len(p_values) else np.zeros(0)
+    The k-th smallest of F is multiplied by F - k + 1, may not fall below the corrected one before it, nor exceed 1
+    (Holm, Scandinavian Journal of Statistics 1979).
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    stepped = p[order] * np.arange(len(p), 0, -1)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return corrected

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import methods
-from core.validation import read_mapping
 from evaluation import metrics
 from evaluation.metrics import Metric
 from pipeline.jobs import jobs
 from pipeline.layers import variants
 from pipeline.params import Params
+from reports.published import REFERENCES, fidelity, row_of
 from reports.record import Result, read_result
 from reports.text import number
 
@@ -46,7 +45,7 @@ COLUMNS = [
     *(f"{metric.name}_mean" for metric in metrics.BOARD if metric.board == "end"),
 ]
 # The two rows that frame the others: no training, and training with the labels.
-FLOOR, CEILING = "warm_start", "supervised"
+FLOOR, CEILING = REFERENCES
 
 
 def read_results(params: Params) -> list[Result]:
@@ -105,14 +104,14 @@ def row(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     done = [record for record in group if record["status"] == "ok"]
     last = {metric.name: per_seed(done, "last", metric.name) for metric in metrics.BOARD}
     best = {judge.name: per_seed(done, "best_on_test", judge.name) for judge in metrics.JUDGES}
-    published = published_row(run["method"], run["variant"], run["backbone"], run["dataset"])
+    published = row_of(run["method"], run["variant"], run["backbone"], run["dataset"])
     trains = first["cost"]["images_seen"] > 0
     return {
         **{name: run[name] for name in KEY},
         "seeds": len({record["seed"] for record in group}),
         **{f"{name}_mean": mean(values) for name, values in last.items()},
         f"{MAIN.name}_sd": float(np.std(last[MAIN.name], ddof=1)) if len(last[MAIN.name]) > 1 else None,
-        **{f"published_{name}": published.get(name) for name in best},
+        **{f"published_{name}": published and published.figure(name) for name in best},
         "camera_use": "+".join(first["needs"]["cameras"]) or "none",
         "fidelity": fidelity(run["method"], run["variant"]),
         "initial_weights": first["initial"]["source"],
@@ -181,29 +180,6 @@ def status(group: Sequence[dict[str, Any]]) -> str:
         if bad:
             told.append(f"{state} ({len(bad)} of {len(group)} {unit}): {bad[0]['reason']}")
     return "; ".join([*told, *filter(None, [missing_folds(group)])]) or "ok"
-
-
-def published(method: str) -> dict[str, Any]:
-    """``methods/NAME/published.yaml``; empty for the reference rows, which no paper published."""
-    file = methods.folder(method) / "published.yaml"
-    return read_mapping(file) if file.is_file() else {}
-
-
-def published_row(method: str, variant: str, backbone: str, dataset: str) -> dict[str, Any]:
-    """The paper's own numbers on this dataset with this backbone, in percent; empty where it has none."""
-    for entry in published(method).get("rows", []):
-        if (entry["dataset"], entry["variant"], entry["backbone"]) == (dataset, variant, backbone):
-            return dict(entry)
-    return {}
-
-
-def fidelity(method: str, variant: str) -> str | None:
-    """``official-code parity`` (``of`` a part), ``paper equations``, ``reconstructed`` or ``adapted``.
-
-    None for the reference rows.
-    """
-    stated = published(method).get("fidelity")
-    return stated.get(variant, stated.get("default")) if isinstance(stated, dict) else stated
 
 
 def figures(table: pd.DataFrame, metric: Metric) -> list[str]:

@@ -25,14 +25,15 @@ from pipeline import cli
 from pipeline.jobs import jobs
 from pipeline.params import Params
 from reports import leaderboard
+from reports.published import Row
+from reports.published import rows as published_rows
 from reports.record import Result, read_result
-from reports.table import KEY, per_seed, published, setting, warn_of_quarantined
+from reports.table import KEY, per_seed, setting, warn_of_quarantined
 from reports.text import markdown_table, number
 
 TOLERANCE = 1.0  # points of mAP, at the least: what identical seeds of published code differ by
 STANDARD_ERRORS = 3  # a gate asks about every row at once: at 2 it would fail unchanged code every few times
 PUBLISHED_PROFILE = "published"
-FIRST_HAND = ("paper", "readme", "image", "zoo", "log", "issue")  # marks of `verified` whose source is the authors'
 STATES = ("match", "above", "below", "unverified", "not run")
 COLUMNS = ["expected_by", *KEY, "selection", "expected", "tolerance", "measured", "seeds", "state", "note"]
 Key = tuple[str, ...]
@@ -156,13 +157,13 @@ def verify(results: Sequence[Result], reference: Sequence[dict[str, Any]]) -> pd
     """One row with COLUMNS per reference row and per published number."""
     present = groups(results)
     rows = [against_reference(row, reference, present) for row in reference]
-    rows += [against_paper(method, entry, present) for method in methods.available() for entry in numbers(method)]
+    rows += [against_paper(method, row, present) for method in methods.available() for row in numbers(method)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def numbers(method: str) -> list[dict[str, Any]]:
+def numbers(method: str) -> list[Row]:
     """The published rows that hold the figure of their dataset's protocol."""
-    return [entry for entry in published(method).get("rows") or [] if entry.get(figure(entry["dataset"])) is not None]
+    return [row for row in published_rows(method) if row.figure(figure(row.dataset)) is not None]
 
 
 def figure(dataset: str) -> str:
@@ -189,22 +190,22 @@ def against_reference(
     return judge(state, group, by, "settings differ from the reference's" if changed else "")
 
 
-def against_paper(method: str, entry: dict[str, Any], present: dict[Key, list[dict[str, Any]]]) -> dict[str, Any]:
+def against_paper(method: str, row: Row, present: dict[Key, list[dict[str, Any]]]) -> dict[str, Any]:
     """The best epoch on test, the papers' own rule, of a run with the papers' settings.
 
     A paper prints one number of unknown spread, so the spread is that of our seeds. A run below a number that was not
     read in a source of its authors is ``unverified``: the number may be wrong.
     """
-    key = (method, entry["variant"], entry["backbone"], PUBLISHED_PROFILE, entry["dataset"])
+    key = (method, row.variant, row.backbone, PUBLISHED_PROFILE, row.dataset)
     group = present.get(key, [])
     state = {"expected_by": "paper", **dict(zip(KEY, key, strict=True)), "selection": "best_on_test"}
-    by = figure(entry["dataset"])
+    by = figure(row.dataset)
     values = measured(group, "best_on_test", by)
     others = [other for other in present.values() if setting(other[0]["run"]) == setting(state)]
     alike = [measured(other, "best_on_test", by) for other in others]
-    state |= {"expected": entry[by], "tolerance": tolerance(spread_of(values, alike), len(values), 1)}
+    state |= {"expected": row.figure(by), "tolerance": tolerance(spread_of(values, alike), len(values), 1)}
     judged = judge(state, group, by)
-    doubted = judged["state"] == "below" and entry.get("verified") not in FIRST_HAND
+    doubted = judged["state"] == "below" and not row.first_hand
     return {**judged, "state": "unverified"} if doubted else judged
 
 

@@ -152,6 +152,10 @@ def test_the_sign_flip_p_is_never_zero_and_is_uniform_without_a_difference() -> 
 
 def test_holm_multiplies_the_smallest_p_by_the_size_of_the_family() -> None:
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    # By hand: 0.005 x 4, 0.01 x 3, then 0.03 x 2 and 0.04 x 1, which may not fall below the 0.06 before it.
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.6, 0.5]), [1.0, 1.0])
+    np.testing.assert_allclose(holm([0.2]), [0.2])
     assert len(holm([])) == 0
 
 

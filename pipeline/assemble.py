@@ -31,13 +31,32 @@ def training_data(
     size = run.config.input
     pixels = load_images(manifest, needs.trains_on, size.height, size.width, cache / "images")
     cameras = known_cameras(manifest, needs.trains_on, needs) if needs.cameras else None
-    identities = None
-    if needs.identities:
-        identities = np.unique(rows["person_id"].to_numpy(), return_inverse=True)[1]
+    identities = known_identities(manifest, needs.identities) if needs.identities else None
     store = ImageStore(pixels, group.device)
     data = TrainingData(store, needs, group, cameras, identities, initial.mean, initial.std)
     capacity = len(rows) if identities is None else int(identities.max()) + 1
     return data, capacity
+
+
+def known_identities(manifest: Manifest, split: str) -> np.ndarray:
+    """(N,) person of each image of a split, numbered 0..n-1.
+
+    Raises ManifestError when images have none, or when all are of one person.
+    """
+    people = manifest.split(split)["person_id"].to_numpy()
+    unknown = int((people <= 0).sum())
+    if unknown:
+        raise ManifestError(
+            f"the method is trained on person ids, but {unknown} of {len(people)} {split} images of '{manifest.name}' "
+            "have none; prepare the dataset with its people, or choose a method that needs no ids"
+        )
+    found, numbers = np.unique(people, return_inverse=True)
+    if len(found) < 2:
+        raise ManifestError(
+            f"the method is trained on person ids, but all {len(people)} {split} images of '{manifest.name}' are of "
+            "one person; it takes two"
+        )
+    return numbers
 
 
 def known_cameras(manifest: Manifest, split: str, needs: Needs) -> np.ndarray:

@@ -11,8 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets import split_fold
-from evaluation import protocol as protocols
+from datasets import protocol_of, split_fold
 from pipeline import cli
 from pipeline.jobs import runs
 from pipeline.params import Params
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pretrained = resolve_run(WARM_START, dataset, params.profile, params.overrides, "pretrain", backbone=backbone)
         write(options.out / f"pretrain-{dataset}-{backbone}.json", pretrained)
     for dataset in params.datasets:
-        protocol = protocols.of_dataset(split_fold(dataset)[0])
+        protocol = protocol_of(split_fold(dataset)[0])
         record = {**protocol.rules(), "scoring": scoring_hash(protocol)}
         (options.out / f"scoring-{dataset}.json").write_text(json.dumps(record, indent=2) + "\n")
     return 0

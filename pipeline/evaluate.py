@@ -16,10 +16,9 @@ import torch
 
 from core import distributed
 from core.errors import UserError
-from core.manifest import read_manifest
 from evaluation import metrics
 from evaluation.metrics import Metric
-from pipeline import cli
+from pipeline import cli, needed
 from pipeline.jobs import CACHE, Job, data_folder
 from pipeline.scoring import read_record, same_data, score_run
 from pipeline.settings import run_backbone
@@ -50,10 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--profile", help="the profile it was trained under; default: params.yaml's")
     cli.add_machine_arguments(arguments)
     options = arguments.parse_args(argv)
+    if not options.features and not (options.method and options.dataset):
+        arguments.error("give --method and --dataset, or --protocol and --features")
+    if ignored := unread(options):
+        arguments.error(ignored)
     if options.features:
         return evaluate_features(options)
-    if not (options.method and options.dataset):
-        arguments.error("give --method and --dataset, or --protocol and --features")
 
     params = cli.read_params(options)
     torch.set_num_threads(cli.threads(options, params))
@@ -62,14 +63,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained = options.trained or job.trained
     data = options.data or data_folder(options.dataset)
     out = options.out or job.evaluated
-    manifest = read_manifest(data)
+    manifest = needed.prepared(options.dataset, options.data)
+    made_by = {"method": options.method, "dataset": options.dataset, "seed": options.seed, "out": options.trained}
+    needed.need(trained / "train.json", "trained run", needed.command("train", **made_by, backbone=options.backbone))
     if options.out is None and not same_data(read_record(trained), manifest):
         raise UserError(f"{data} is not what {trained} was trained on; pass --out, a folder for these results")
     group = distributed.start(options.device)
     result, per_query, curves = score_run(trained, manifest, group, options.cache, options.rerank)
     write(out, result, per_query, curves)
     print(headline(result))
+    for note in result["notes"]:
+        print(f"note: {note}")
     return 0
+
+
+def unread(options: Any) -> str | None:
+    """What was asked for and would not be done, or None: a run and feature files have options of their own."""
+    of_runs = ("method", "dataset", "trained", "data", "rerank")
+    of_features = ("protocol", "normalize")
+    given = [f"--{name}" for name in (of_runs if options.features else of_features) if getattr(options, name)]
+    if not given:
+        return None
+    if options.features:
+        return f"{', '.join(given)} does not go with --features, whose files hold all that is ranked"
+    return (
+        f"{', '.join(given)} goes with --features alone: a run is scored by its dataset's protocol and its own features"
+    )
 
 
 def headline(result: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 import methods
 from core.backbones.net import BACKBONES
 from core.names import unknown
-from core.validation import Record, read, read_mapping
+from core.validation import Record, RecordError, read, read_mapping
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # run names become folders, stages and shell words
@@ -84,11 +85,18 @@ class Params(Record):
         return self
 
 
+def elsewhere() -> str:
+    """A hint for who stands in another folder than the suite's, whose files commands name; nothing in its root."""
+    return "" if Path.cwd() == ROOT else f" (commands run from the suite's root: `cd {shlex.quote(str(ROOT))}`)"
+
+
 def read_params(path: Path, changes: Mapping[str, Any] | None = None) -> Params:
     """Read and check a settings file, with ``changes`` of the command line on top.
 
     Raises RecordError naming file, key and the nearest known one.
     """
+    if not path.is_file():
+        raise RecordError(f"{path} does not exist in {Path.cwd()}{elsewhere()}")
     return read(Params, {**read_mapping(path), **(changes or {})}, str(path))
 
 

@@ -15,12 +15,11 @@ from core import distributed
 from core.backbones.weights import Weights, find_weights, load_weights
 from core.config import ConfigError
 from core.errors import UserError
-from core.manifest import read_manifest
 from core.rng import Streams
-from pipeline import cli
+from pipeline import cli, needed
 from pipeline.assemble import build_method
 from pipeline.initial import Initial, save_initial
-from pipeline.jobs import CACHE, data_folder, initial_folder
+from pipeline.jobs import CACHE, initial_folder
 from pipeline.settings import Run, choose_backbone, profile_settings, resolve_run
 from pipeline.train import train
 
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         METHOD, options.dataset, params.profile, params.overrides, "pretrain", options.assignments, backbone
     )
     torch.set_num_threads(cli.threads(options, params))
-    manifest = read_manifest(options.data or data_folder(options.dataset))
+    manifest = needed.prepared(options.dataset, options.data)
     out = options.out or initial_folder(options.dataset, run.backbone)
     start = starting_weights(run, options.start_from, out)
     if not manifest.has("source"):

@@ -64,8 +64,12 @@ def score_run(
         raise UserError(f"--rerank needs the whole gallery, and {protocol.name} draws one image per person")
     run, method = load_method(record)
     curves = read_history(trained)
+    notes = []
     if same_data(record, manifest):
-        curves = curves.merge(audit_labels(trained, manifest, run), how="left", on="epoch")
+        if reason := unlabelled(manifest, run):
+            notes.append(f"no audit of the pseudo-labels: {reason}")
+        else:
+            curves = curves.merge(audit_labels(trained, manifest, run), how="left", on="epoch")
     test = TestSplit(manifest, run, record, group, cache)
     scores: dict[int, AnyScores] = {}
     for file in tqdm(sorted((trained / "weights").glob("epoch_*.pt")), "evaluate", leave=False):
@@ -88,6 +92,7 @@ def score_run(
         "protocol": {key: getattr(protocol, key) for key in ("name", "version", "metric", "headline", "folds")},
         "tested_on": {"name": manifest.name, "fingerprint": manifest.fingerprint, **manifest.info},
         "selection": selection,
+        "notes": notes,
         "evaluated_with": provenance(group, ROOT),
     }
     rows = pd.DataFrame([{"epoch": epoch, **s.summary()} for epoch, s in scores.items()])
@@ -150,6 +155,13 @@ def read_history(trained: Path) -> pd.DataFrame:
     """The epoch history of a run; empty, with its key column, for a run of no epoch."""
     text = (trained / "history.csv").read_text().strip()
     return pd.read_csv(trained / "history.csv") if text else pd.DataFrame({"epoch": []}, dtype=int)
+
+
+def unlabelled(manifest: Manifest, run: Run) -> str | None:
+    """Why there is no ground truth for the images that the run was trained on, or None."""
+    people = manifest.split(methods.load(run.method).needs(run.config).trains_on)["person_id"]
+    unknown = int((people <= 0).sum())
+    return f"{unknown} of {len(people)} training images of '{manifest.name}' have no person id" if unknown else None
 
 
 def audit_labels(trained: Path, manifest: Manifest, run: Run) -> pd.DataFrame:

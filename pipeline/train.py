@@ -16,13 +16,13 @@ from core import distributed
 from core.checkpoint import Checkpoint
 from core.distributed import ProcessGroup
 from core.engine import Progress, Trainer
-from core.manifest import Manifest, read_manifest
+from core.manifest import Manifest
 from core.provenance import provenance
 from core.rng import Streams
-from pipeline import cli
+from pipeline import cli, needed
 from pipeline.assemble import build_method, run_key, training_data
-from pipeline.initial import Initial, read_initial
-from pipeline.jobs import CACHE, ROOT, Job, data_folder, initial_folder
+from pipeline.initial import Initial
+from pipeline.jobs import CACHE, ROOT, Job
 from pipeline.settings import Run, choose_backbone, code_hash, resolve_run
 
 
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.method, options.dataset, params.profile, params.overrides, "train", options.assignments, backbone
     )
     torch.set_num_threads(cli.threads(options, params))
-    manifest = read_manifest(options.data or data_folder(options.dataset))
-    initial = read_initial(options.initial or initial_folder(options.dataset, run.backbone))
+    manifest = needed.prepared(options.dataset, options.data)
+    initial = needed.initial_weights(options.dataset, run.backbone, options.profile, options.data, options.initial)
     out = options.out or Job(options.method, options.dataset, run.backbone, options.seed).trained
     group = distributed.start(options.device)
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import protocol as protocols
+from datasets import protocol_of
 from pipeline.jobs import ROOT
 from pipeline.settings import code_hash, scoring_hash
 
@@ -25,7 +25,7 @@ def copy(tmp_path: Path) -> Path:
 
 def keys(root: Path) -> tuple[str, str]:
     """What names the code of a run of HHCL and of its result on `rendered`."""
-    return code_hash("hhcl", root), scoring_hash(protocols.of_dataset("rendered"), root)
+    return code_hash("hhcl", root), scoring_hash(protocol_of("rendered"), root)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,6 @@ def test_a_change_makes_stale_what_its_room_decides_and_nothing_else(
 
 
 def test_a_rule_of_the_protocol_makes_results_stale_and_a_notice_does_not() -> None:
-    protocol = protocols.of_dataset("cuhk03_classic_detected")
+    protocol = protocol_of("cuhk03_classic_detected")
     assert scoring_hash(replace(protocol, draws=99)) != scoring_hash(protocol)
     assert scoring_hash(replace(protocol, notices=("another",))) == scoring_hash(protocol)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +12,12 @@ from typing import NamedTuple
 
 import torch
 
+import datasets
+import methods
+from core.backbones.net import BACKBONES
 from core.errors import UserError
+from evaluation import protocol as protocols
+from pipeline.layers import profiles
 from pipeline.params import MOST_THREADS, Params
 from pipeline.params import read_params as read_params_file
 
@@ -52,10 +58,29 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help or ''} (default: %(default)s)" if shown else action.help
 
 
+class Parser(argparse.ArgumentParser):
+    """Its help ends with the known names of what its arguments name, and with an example."""
+
+    def format_help(self) -> str:
+        known = {
+            "--method": ("methods", methods.available()),
+            "--dataset": ("datasets", datasets.available()),
+            "--backbone": ("backbones", list(BACKBONES)),
+            "--profile": ("profiles", profiles()),
+            "--protocol": ("protocols", protocols.available()),
+        }
+        lines = [
+            textwrap.fill(f"{kind}: {', '.join(names)}", 100, subsequent_indent="  ")
+            for option, (kind, names) in known.items()
+            if option in self._option_string_actions
+        ]
+        return "\n".join([super().format_help(), *lines, ""])
+
+
 def parser(verb: str, description: str) -> argparse.ArgumentParser:
-    """A parser whose help shows defaults where there are any, and an example."""
+    """A parser whose help shows defaults where there are any, an example, and the known names."""
     example = f"python -m pipeline {verb} {VERBS[verb].example}".rstrip()
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"python -m pipeline {verb}",
         description=description,
         epilog=f"example: {example}",
@@ -72,7 +97,7 @@ def add_run_arguments(arguments: argparse.ArgumentParser) -> None:
     """Arguments that decide what a run computes."""
     arguments.add_argument("--dataset", required=True, help="name of a prepared dataset")
     arguments.add_argument("--seed", type=int, default=0, help="seed of every random stream")
-    arguments.add_argument("--backbone", help="resnet50, resnet18_half, ...; default: the one of params.yaml")
+    arguments.add_argument("--backbone", help="what embeds images; default: the method's kind in params.yaml")
     add_params_arguments(arguments)
     add_machine_arguments(arguments)
 
@@ -80,7 +105,7 @@ def add_run_arguments(arguments: argparse.ArgumentParser) -> None:
 def add_params_arguments(arguments: argparse.ArgumentParser) -> None:
     """Arguments that say where settings come from."""
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings file")
-    arguments.add_argument("--profile", help="published, controlled, ...: a file of profiles/; default: params.yaml's")
+    arguments.add_argument("--profile", help="a file of profiles/; default: params.yaml's")
     arguments.add_argument(
         "--set",
         action="append",

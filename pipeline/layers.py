@@ -61,13 +61,16 @@ def named_patches(written: Mapping[str, Any], file: str) -> dict[str, Any]:
     return {**variants, **rows}
 
 
+def profiles() -> list[str]:
+    """Names of all profiles."""
+    return sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+
+
 def profile_settings(profile: str) -> dict[str, Any]:
     """``profiles/NAME.yaml``: ``train``, ``pretrain`` and ``references`` patches, and what pre-training starts from."""
-    folder = ROOT / "profiles"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if profile not in known:
-        raise ConfigError(unknown("profile", profile, known))
-    settings = read_mapping(folder / f"{profile}.yaml")
+    if profile not in profiles():
+        raise ConfigError(unknown("profile", profile, profiles()))
+    settings = read_mapping(ROOT / "profiles" / f"{profile}.yaml")
     check_profile(settings, f"profiles/{profile}.yaml")
     return settings
 

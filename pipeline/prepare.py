@@ -76,7 +76,7 @@ def prepare(dataset: Dataset, fold: int, out: Path, options: argparse.Namespace)
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("prepare", __doc__ or "")
-    parser.add_argument("--dataset", required=True, help="one of " + ", ".join(datasets.available()))
+    parser.add_argument("--dataset", required=True, help="what to prepare; NAME-FOLD for one of several partitions")
     parser.add_argument("--root", type=Path, help="folder that holds, or is, the dataset's own folder")
     parser.add_argument("--out", type=Path, help="folder to write to; default: data/DATASET")
     parser.add_argument(

@@ -66,6 +66,8 @@ def test_the_help_of_a_verb_shows_defaults_only_where_there_are_any_and_its_exam
     assert "default: None" not in shown
     assert "default: False" not in shown
     assert f"example: python -m pipeline {verb}" in shown
+    for option, name in (("--method", "hhcl"), ("--profile", "controlled"), ("--backbone", "resnet18_half")):
+        assert option not in shown.split("\n\n")[0] or name in shown
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.hhcl.method import HHCL
 from methods.hhcl.method import Settings as HHCLSettings
 from pipeline.settings import resolve_run
-from reports.table import published, published_row
+from reports.published import rows
 from tests.methods.draws import unit
 
 CLUSTERS, DIM, TAU, M = 7, 16, 0.05, 0.1
@@ -26,15 +26,14 @@ CLUSTERS, DIM, TAU, M = 7, 16, 0.05, 0.1
 
 def test_the_published_numbers_of_cluster_contrast_stand_beside_the_pooling_they_were_made_with() -> None:
     pooled = set()
-    for row in published("cluster_contrast")["rows"]:
-        if row["mAP"] is not None:
-            run = resolve_run(
-                f"cluster_contrast-{row['variant']}", row["dataset"], "published", backbone=row["backbone"]
-            )
-            pooled.add((row["backbone"], run.config.backbone.pooling))
+    for row in rows("cluster_contrast"):
+        if row.figure("mAP") is not None:
+            run = resolve_run(f"cluster_contrast-{row.variant}", row.dataset, "published", backbone=row.backbone)
+            pooled.add((row.backbone, run.config.backbone.pooling))
     assert pooled == {("resnet50", "gem"), ("resnet50_ibn", "avg")}
-    assert published_row("cluster_contrast", "gem", "resnet50", "market1501")["mAP"] == 82.1
-    assert published_row("cluster_contrast", "sequential", "resnet50", "market1501")["mAP"] is None
+    mean_average = {row.variant: row.figure("mAP") for row in rows("cluster_contrast") if row.dataset == "market1501"}
+    assert mean_average["gem"] == 82.1
+    assert mean_average["sequential"] is None
 
 
 class Features:

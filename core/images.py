@@ -158,7 +158,7 @@ def _read_all(
         # Pillow's decoders raise unrelated types on damaged files (OSError, SyntaxError,
         # ValueError, struct.error, ...); whichever it is, the image cannot be read.
         except Exception as error:
-            return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+            return _reason(error)
         keep(row, pixels)
         return None
 
@@ -167,6 +167,13 @@ def _read_all(
         results = pool.map(attempt, range(len(paths)))
         bar = tqdm(results, title, len(paths), unit="image", disable=not progress, leave=False)
         return [(path, why) for path, why in zip(paths, bar, strict=True) if why is not None]
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read, without its name, which stands beside it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
 
 
 def _decode(paths: Sequence[Path], out: NDArray[np.uint8], progress: bool) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError
+from core.manifest import UNKNOWN
 
 # Up to this many multiply-adds (about a second on two cores) distances are computed in float64;
 # above it, in the precision of the features. Rounding may swap neighbours in a ranking, so
@@ -104,6 +105,9 @@ def checked_labels(name: str, ids: np.ndarray, cameras: np.ndarray) -> tuple[np.
             raise EvaluationError(f"{what} is empty")
         if values.dtype.kind not in "iu":
             raise EvaluationError(f"{what} must hold integers, it holds {values.dtype}")
+        bad = values[(values < UNKNOWN) | (values > np.iinfo(np.int64).max)]
+        if len(bad):
+            raise EvaluationError(f"{what} holds {bad[0]}; numbers go from {UNKNOWN} up to 64 bits with a sign")
     if len(ids) != len(cameras):
         raise EvaluationError(f"{name}_ids has {len(ids)} entries but {name}_cameras has {len(cameras)}")
     return ids.astype(np.int64), cameras.astype(np.int64)

@@ -29,9 +29,9 @@ def training_data(
     """The training split as the method may see it, and the size of a class head over it."""
     rows = manifest.split(needs.trains_on)
     size = run.config.input
-    pixels = load_images(manifest, needs.trains_on, size.height, size.width, cache / "images")
     cameras = known_cameras(manifest, needs.trains_on, needs) if needs.cameras else None
     identities = known_identities(manifest, needs.identities) if needs.identities else None
+    pixels = load_images(manifest, needs.trains_on, size.height, size.width, cache / "images")
     store = ImageStore(pixels, group.device)
     data = TrainingData(store, needs, group, cameras, identities, initial.mean, initial.std)
     capacity = len(rows) if identities is None else int(identities.max()) + 1

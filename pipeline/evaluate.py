@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="folder of `prepare` to test on; another dataset's for cross-domain",
     )
     arguments.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking as well")
-    arguments.add_argument("--protocol", help="with --features: a file of protocols/")
+    arguments.add_argument("--protocol", help="with --features: a protocol, market1501 for example")
     arguments.add_argument(
         "--features", type=Path, nargs="+", help="npz with features, ids and cameras; one for each fold of the protocol"
     )

@@ -12,9 +12,9 @@ from core.validation import Record, RecordError, read_yaml
 from evaluation import metrics
 
 # Where a number was read. At its authors': the paper, their README, a table shipped as a picture, their model zoo, a
-# training log, an answer in an issue. Second-hand: quoted by others, or others' own run. None: nobody knows a number.
+# training log, an answer in an issue. Second-hand: quoted by others, others' own run, memory. None: nothing is known.
 FirstHand = Literal["paper", "readme", "image", "zoo", "log", "issue"]
-SecondHand = Literal["quoted", "third-party"]
+SecondHand = Literal["quoted", "third-party", "second-hand", "memory", "unverified"]
 FIDELITIES = ("official-code parity", "paper equations", "reconstructed", "adapted")
 REFERENCES = ("warm_start", "supervised")  # no method: no training, and training with the labels
 

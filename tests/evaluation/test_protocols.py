@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def test_every_dataset_has_a_protocol_and_every_protocol_a_dataset() -> None:
         assert datasets.protocol_of(name).name in (name, datasets.load(name).protocol, datasets.USUAL_PROTOCOL)
     for name in protocols.available():
         protocol = protocols.load(name)
-        assert protocol.dataset == protocol.name == name
+        assert protocol.name == name
         assert name in datasets.available()
         assert protocol.version >= 1
 
@@ -41,22 +40,29 @@ def test_an_unknown_protocol_suggests_the_nearest() -> None:
         protocols.load("marked1501")
 
 
-GOOD = (protocols.HERE / "market1501.yaml").read_text()
+def test_a_name_that_two_files_state_is_refused(tmp_path: Path) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text(GOOD)
+    with pytest.raises(ProtocolError, match=r"b\.yaml: another file .* states the protocol 'market1501' already"):
+        protocols.known(tmp_path)
+
+
+GOOD = (protocols.HERE / "market.yaml").read_text()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD + "gallery_shots: all\n", r"unknown key 'gallery_shots'; did you mean 'gallery_shot'\?"),
-        (GOOD.replace("metric: cmc_and_map\n", ""), "lacks metric"),
-        (GOOD.replace("version: 1", "version: one"), "version must be of type int, found 'one'"),
-        (GOOD.replace("junk: drop", "junk: keep"), "junk is 'keep', it can be drop"),
-        (GOOD.replace("name: market1501", "name: duke"), "the name is 'duke', but the file is called market1501"),
-        (GOOD + "notices: none\n", "notices must be of type list"),
+        ("gallery_shots: all\n" + GOOD, r"unknown key 'gallery_shots'; did you mean 'gallery_shot'\?"),
+        (GOOD.replace("metric: cmc_and_map\n", ""), "'metric' is missing"),
+        (GOOD.replace("version: 1", "version: one"), "'version' must be a valid integer, not 'one'"),
+        (GOOD.replace("junk: drop", "junk: keep"), "'junk' must be 'drop', not 'keep'"),
+        (GOOD.replace("csv: {}", "csv: {notice: [a]}"), r"'names\.csv\.notice'; did you mean 'names\.csv\.notices'"),
+        (GOOD.replace("csv: {}", "csv: {notices: none}"), r"'names\.csv\.notices' must be a valid array, not 'none'"),
     ],
 )
 def test_a_malformed_protocol_says_why(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "market1501.yaml"
+    path = tmp_path / "market.yaml"
     path.write_text(text)
     with pytest.raises(ProtocolError, match=message):
         protocols.read(path)
@@ -134,7 +140,7 @@ def test_the_classic_protocol_has_no_map_and_is_seeded(tmp_path: Path) -> None:
     assert summary["valid_queries"] == len(per_query) == 120
     assert summary["rank1"] == pytest.approx(per_query["rank1"].mean())
     assert evaluate_feature_file(CLASSIC, path)[0] == summary
-    reseeded = dataclasses.replace(CLASSIC, seed=1)
+    reseeded = CLASSIC.model_copy(update={"seed": 1})
     assert evaluate_feature_file(reseeded, path)[0]["rank1"] != summary["rank1"]
     assert evaluate_feature_file(CLASSIC, path, fold=1)[0]["rank1"] != summary["rank1"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,5 +52,5 @@ def test_a_change_makes_stale_what_its_room_decides_and_nothing_else(
 
 def test_a_rule_of_the_protocol_makes_results_stale_and_a_notice_does_not() -> None:
     protocol = protocol_of("cuhk03_classic_detected")
-    assert scoring_hash(replace(protocol, draws=99)) != scoring_hash(protocol)
-    assert scoring_hash(replace(protocol, notices=("another",))) == scoring_hash(protocol)
+    assert scoring_hash(protocol.model_copy(update={"draws": 99})) != scoring_hash(protocol)
+    assert scoring_hash(protocol.model_copy(update={"notices": ("another",)})) == scoring_hash(protocol)

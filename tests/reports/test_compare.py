@@ -13,6 +13,7 @@ import pytest
 from pipeline import evaluate, train
 from pipeline.jobs import Job
 from reports import compare, leaderboard, table
+from reports.published import read_published
 from reports.record import read_result
 from tests.conftest import TinyWorld
 from tests.reports.synthetic import write_params, write_result
@@ -96,8 +97,8 @@ def test_a_pair_has_the_same_numbers_whatever_else_was_run(here: Path) -> None:
 
 
 def test_a_method_may_name_another_baseline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stated = {"hhcl": {"baseline": "cluster_contrast-hardest"}}
-    monkeypatch.setattr(compare, "published", lambda method: stated.get(method, {}))
+    stated = read_published("hhcl").model_copy(update={"baseline": "cluster_contrast-hardest"})
+    monkeypatch.setattr(compare, "read_published", lambda method: stated if method == "hhcl" else None)
     write_runs({"cluster_contrast": 0.5, "cluster_contrast-hardest": 0.55, "hhcl": 0.6}, [0, 1])
     found = run_compare(here, ["cluster_contrast", "cluster_contrast-hardest", "hhcl"], [0, 1])
     planned = found[found["family"] == "baseline"]
@@ -252,7 +253,7 @@ def test_a_result_that_is_no_json_says_what_to_run(here: Path) -> None:
 
 
 def test_results_of_the_real_entry_points_pass_the_checks_and_are_compared(here: Path, world: TinyWorld) -> None:
-    Path("train.yaml").write_text("profile: tiny\nbackbones: {cnn: resnet18_half}\nthreads: 2\n")
+    Path("train.yaml").write_text(write_params(here, ["hhcl"], [0]).read_text().replace("threads: 1", "threads: 2"))
     for method in ("warm_start", "cluster_contrast"):
         trained, scored = here / "trained" / method, here / Job(method, "rendered", "resnet18_half", 0).evaluated
         assert train.main(world.train_arguments(method, trained, "--params", "train.yaml")) == 0

@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from core.validation import read
 from pipeline.params import read_params
 from reports import verify
+from reports.published import Row
 from tests.reports.synthetic import write_params, write_result
 
 PEOPLE = np.repeat(np.arange(10), 3)
 RUNS = ["cluster_contrast", "hhcl"]
-PUBLISHED = {"dataset": "rendered", "variant": "released", "backbone": "resnet18_half", "mAP": 70.0}
+PUBLISHED = {
+    **{"dataset": "rendered", "variant": "released", "backbone": "resnet18_half", "source": "a table"},
+    **{"mAP": 70.0, "rank1": None, "rank5": None, "rank10": None},
+}
 
 
 @pytest.fixture
@@ -136,11 +141,16 @@ def test_a_quarantined_result_is_below_and_printed(here: Path, capsys: pytest.Ca
     assert "quarantined: hhcl-rendered-resnet18_half-0: queries.csv cannot be read" in capsys.readouterr().err
 
 
+def print_in_paper(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
+    """Let PUBLISHED, read where ``mark`` says, be all that any paper prints."""
+    row = read(Row, PUBLISHED | {"verified": mark}, "published.yaml")
+    monkeypatch.setattr(verify, "published_rows", lambda method: (row,) if method == "hhcl" else ())
+
+
 def test_a_paper_is_compared_by_its_own_selection_rule_with_its_own_settings(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = PUBLISHED | {"verified": "readme"}
-    monkeypatch.setattr(verify, "published", lambda method: {"rows": [row]} if method == "hhcl" else {})
+    print_in_paper(monkeypatch, "readme")
     assert states("paper") == {"hhcl": "not run"}, "the tiny profile is not the paper's"
     for seed in (0, 1, 2):
         write("hhcl", 0.6, seed, best=0.695, profile="published")
@@ -152,8 +162,7 @@ def test_a_paper_is_compared_by_its_own_selection_rule_with_its_own_settings(
 def test_one_seed_is_held_to_a_paper_by_the_spread_of_the_rows_of_its_own_setting(
     here: Path, monkeypatch: pytest.MonkeyPatch, profile: str, state: str
 ) -> None:
-    row = PUBLISHED | {"verified": "readme"}
-    monkeypatch.setattr(verify, "published", lambda method: {"rows": [row]} if method == "hhcl" else {})
+    print_in_paper(monkeypatch, "readme")
     for seed, best in enumerate((0.48, 0.50, 0.52)):
         write("cluster_contrast", 0.4, seed, best=best, profile=profile)
         (here / f"results/runs/hhcl-rendered-resnet18_half-{seed}/result.json").unlink()
@@ -161,17 +170,16 @@ def test_one_seed_is_held_to_a_paper_by_the_spread_of_the_rows_of_its_own_settin
     assert states("paper") == {"hhcl": state}
 
 
-@pytest.mark.parametrize("mark", [None, "memory", "quoted", "third-party", "second-hand", "unverified"])
+@pytest.mark.parametrize("mark", ["memory", "quoted", "third-party", "second-hand", "unverified"])
 def test_a_run_below_a_number_that_was_not_read_at_its_authors_does_not_fail(
-    here: Path, monkeypatch: pytest.MonkeyPatch, mark: str | None
+    here: Path, monkeypatch: pytest.MonkeyPatch, mark: str
 ) -> None:
-    rows = [PUBLISHED | {"verified": mark}]
-    monkeypatch.setattr(verify, "published", lambda method: {"rows": rows} if method == "hhcl" else {})
+    print_in_paper(monkeypatch, mark)
     for seed in (0, 1, 2):
         write("hhcl", 0.3, seed, profile="published")
     assert states("paper") == {"hhcl": "unverified"}
     assert verify.main([]) == 0
-    rows[0]["verified"] = "image"
+    print_in_paper(monkeypatch, "image")
     assert states("paper") == {"hhcl": "below"}
     assert verify.main([]) == 1
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Iterable
+import pickle
+import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from core.config import digest
-from core.files import replacing
+from core.errors import UserError
+from core.files import copy, discard, replacing
+
+# What torch.load raises on a file that is cut short or overwritten.
+UNREADABLE = (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def save_atomically(record: Any, path: Path) -> None:
@@ -32,20 +37,33 @@ def source_hash(paths: Iterable[Path]) -> str:
     return digest_.hexdigest()
 
 
+class DamagedCheckpoint(UserError):
+    """A checkpoint that nothing can resume from; the message names the folder to remove."""
+
+
 class Checkpoint:
     """The resumable state of one run, in a folder named by a hash of everything that decides its numbers.
 
     It lies outside DVC's ``outs``, which DVC deletes before a stage runs. Weights kept for evaluation wait here too
-    until the run is finished.
+    until the run is finished. Whoever writes it holds it (``core.lock``).
     """
 
     def __init__(self, root: Path, key: dict[str, Any]) -> None:
         self.folder = root / digest(key)
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The last saved state, or None when there is none."""
+        """The last saved state, or None when there is none; raises DamagedCheckpoint when it cannot be read."""
         path = self.folder / "state.pt"
-        return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except torch.OutOfMemoryError:
+            raise
+        except UNREADABLE as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DamagedCheckpoint(f"{path} cannot be read ({reason}); {self._remedy()}") from error
+        return state
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state at an epoch's end."""
@@ -53,16 +71,31 @@ class Checkpoint:
 
     def keep_weights(self, epoch: int, weights: dict[str, Any]) -> None:
         """Keep the weights after ``epoch`` epochs for evaluation."""
-        save_atomically(weights, self.folder / f"epoch_{epoch:03d}.pt")
+        save_atomically(weights, self.folder / weights_name(epoch))
 
-    def publish_weights(self, folder: Path, last: int) -> None:
-        """Copy the kept weights up to epoch ``last`` into the run's output."""
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for path in sorted(self.folder.glob("epoch_*.pt")):
-            if int(path.stem.removeprefix("epoch_")) <= last:
-                shutil.copyfile(path, folder / path.name)
+    def require_weights(self, epochs: Iterable[int]) -> None:
+        """Raise DamagedCheckpoint unless the weights after each of ``epochs`` were kept."""
+        absent = [epoch for epoch in epochs if not (self.folder / weights_name(epoch)).is_file()]
+        if absent:
+            raise DamagedCheckpoint(f"{self.folder} lacks the weights of the epochs {absent}; {self._remedy()}")
+
+    def publish_weights(self, folder: Path, epochs: Sequence[int]) -> None:
+        """Copy the weights after ``epochs`` into the run's output, which holds no others afterwards."""
+        self.require_weights(epochs)
+        names = [weights_name(epoch) for epoch in epochs]
+        for other in set(folder.glob("epoch_*.pt")) - {folder / name for name in names}:
+            other.unlink()
+        for name in names:
+            copy(self.folder / name, folder / name)
 
     def delete(self) -> None:
         """Forget the run; a finished run does, so that a forced one really trains."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        discard(self.folder)
+
+    def _remedy(self) -> str:
+        return f"remove {self.folder}, and the run trains from its start"
+
+
+def weights_name(epoch: int) -> str:
+    """What the file of the weights after ``epoch`` epochs is called."""
+    return f"epoch_{epoch:03d}.pt"

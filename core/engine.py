@@ -93,7 +93,9 @@ class Trainer:
         epochs = range(self.progress.epoch, self.config.schedule.epochs)
         try:
             for epoch in epochs:
+                self._refuse_collapse()
                 self._epoch(epoch)
+            self._refuse_collapse()
         except RunFailed as failure:
             self.progress.failure = str(failure)
         return self.progress
@@ -107,6 +109,7 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
+        self.checkpoint.require_weights(kept_epochs(self.config.schedule, self.progress.epoch))
 
     def _save(self) -> None:
         """The state is complete at an epoch's end: streams are rederived, memories refilled or saved here."""
@@ -128,17 +131,31 @@ class Trainer:
             self.optimiser = build_optimiser(self.method, self.config.optimiser)
         losses = self._train(epoch, labels) if labels.clusters >= 2 else {}
         share_buffers(self.method, self.group)
+        self._refuse_divergence(epoch)
         self._record(epoch, labels, losses)
-        schedule = self.config.schedule
-        due = (epoch + 1) % schedule.eval_every == 0 or epoch + 1 == schedule.epochs
-        if due and self.group.main:
+        if self.group.main and epoch + 1 in kept_epochs(self.config.schedule, epoch + 1):
             self.checkpoint.keep_weights(epoch + 1, weights_of(self.method))
         self._save()
-        if self.progress.collapsed >= 2:
+
+    def _refuse_collapse(self) -> None:
+        """Judged by what is saved, so that a run resumed after its collapse ends as it would have."""
+        if self.progress.collapsed < 2:
+            return
+        last = self.progress.history[-1]
+        raise RunFailed(
+            f"fewer than two clusters in epochs {last['epoch'] - 1} and {last['epoch']} (the last: {last['clusters']} "
+            f"clusters, {last['outliers']} of {len(self.data)} images outliers); clustering.eps or the initial weights "
+            "do not fit this data"
+        )
+
+    def _refuse_divergence(self, epoch: int) -> None:
+        """The loss is checked before a step; what the last step of an epoch did shows only here."""
+        state = self.method.state_dict()
+        broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+        if broken:
             raise RunFailed(
-                f"fewer than two clusters in epochs {epoch} and {epoch + 1} (the last: {labels.clusters} clusters, "
-                f"{labels.outliers} of {len(self.data)} images outliers); clustering.eps or the initial weights "
-                "do not fit this data"
+                f"after epoch {epoch + 1}, {len(broken)} of {len(state)} weights and buffers hold values that are not "
+                f"finite, {broken[0]} for one; the learning rate may be too high"
             )
 
     def _label(self, epoch: int) -> Labels:
@@ -294,6 +311,13 @@ def wrap(method: Method, group: ProcessGroup) -> nn.Module:
     set_bn_groups(method, groups // group.size)
     ids = [group.device.index] if group.device.type == "cuda" else None
     return DistributedDataParallel(method, device_ids=ids)
+
+
+def kept_epochs(schedule: Schedule, done: int) -> list[int]:
+    """After which of the first ``done`` epochs weights are kept: every ``eval_every`` and the last; 0 of no epoch."""
+    every = range(1, done + 1)
+    kept = [epoch for epoch in every if epoch % schedule.eval_every == 0 or epoch == schedule.epochs]
+    return [0] if schedule.epochs == 0 else kept
 
 
 def build_optimiser(method: Method, config: Optimiser) -> torch.optim.Optimizer:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,6 +28,7 @@ import psutil
 
 FOREIGN_SECONDS = 24 * 3600  # a partial file of a process that cannot be asked counts as left behind after a day
 CLOCK_SECONDS = 60  # by which a process may seem to have begun earlier or later after the clock was set
+UNKNOWN_FILES: Mapping[str, str] = MappingProxyType({})  # hashes of a record that holds none
 _PARTIAL = re.compile(r"\.(?P<host>[^.]+)-(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}\.partial$")
 
 
@@ -70,7 +72,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Replace ``path`` by the table without its index."""
-    write_text(path, table.to_csv(index=False))
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -97,7 +99,12 @@ def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def changed(folder: Path, recorded: Mapping[str, str]) -> str | None:
-    """What is wrong with the first file of ``hashes`` that is no longer the recorded one, or None."""
+    """What is wrong with the first file of ``hashes`` that is no longer the recorded one, or None.
+
+    A record of a time before records held hashes has UNKNOWN_FILES.
+    """
+    if recorded is UNKNOWN_FILES:
+        return "the record holds no hashes, as those of an earlier version did not"
     for name, digest in recorded.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -116,6 +123,7 @@ def forget(record: Path) -> None:
 def discard(folder: Path) -> None:
     """Remove a folder that must not be found half removed: it loses its name first."""
     if folder.is_dir():
+        remove_stale(folder.parent)
         nameless = folder.with_name(folder.name + partial_suffix())
         os.rename(folder, nameless)
         _sync_folder(folder.parent)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import math
 import os
+import shutil
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.errors import UserError
+from core.files import replacing
 from core.manifest import Manifest, ManifestError
 
 LISTED = 50  # problems that a message lists
@@ -84,7 +88,11 @@ def load_images(
     shape = (len(paths), 3, height, width)
     if cache is None:
         images = np.empty(shape, np.uint8)
-        _decode(paths, images, progress)
+
+        def keep(row: int, pixels: NDArray[np.uint8]) -> None:
+            images[row] = pixels.transpose(2, 0, 1)
+
+        _decode(paths, keep, (height, width), progress)
         return torch.from_numpy(images)
     file = cache / f"{manifest.name}-{split}-{_cache_key(manifest, split, height, width)}.npy"
     stored = _open_cache(file, shape)
@@ -176,13 +184,11 @@ def _reason(error: Exception) -> str:
     return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
 
 
-def _decode(paths: Sequence[Path], out: NDArray[np.uint8], progress: bool) -> None:
-    """Fill ``out`` (N, 3, H, W) with resized images; raises UnreadableImages for all bad ones."""
-
-    def keep(row: int, pixels: NDArray[np.uint8]) -> None:
-        out[row] = pixels.transpose(2, 0, 1)
-
-    problems = _read_all(paths, keep, (out.shape[2], out.shape[3]), "reading images", progress)
+def _decode(
+    paths: Sequence[Path], keep: Callable[[int, NDArray[np.uint8]], None], size: tuple[int, int], progress: bool
+) -> None:
+    """``keep(row, pixels)`` of every image, resized to (height, width); raises UnreadableImages for all bad ones."""
+    problems = _read_all(paths, keep, size, "reading images", progress)
     if problems:
         raise UnreadableImages(problems)
 
@@ -202,14 +208,38 @@ def _open_cache(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     return stored if stored.shape == shape and stored.dtype == np.uint8 else None
 
 
-def _write_cache(file: Path, paths: Sequence[Path], shape: tuple[int, ...], progress: bool) -> None:
-    """Decode into a file beside ``file``, then rename it: a killed run leaves no half cache."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        _decode(paths, out, progress)
+def _write_cache(file: Path, paths: Sequence[Path], shape: tuple[int, int, int, int], progress: bool) -> None:
+    """Decode into a file that takes its name when it is whole.
+
+    Its space is taken first, and images are written and not mapped: a full disk is an OSError (a write to a mapped page
+    without a block would end the process by SIGBUS).
+    """
+    size = math.prod(shape[1:])
+    with replacing(file) as out:
+        np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
         out.flush()
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+        start = out.tell()
+        _reserve(out.fileno(), start + size * len(paths), file.parent)
+
+        def keep(row: int, pixels: NDArray[np.uint8]) -> None:
+            image = pixels.transpose(2, 0, 1).tobytes()
+            if os.pwrite(out.fileno(), image, start + size * row) < size:
+                raise OSError(errno.ENOSPC, "the disk is full", str(file))
+
+        _decode(paths, keep, shape[2:], progress)
+
+
+def _reserve(descriptor: int, size: int, folder: Path) -> None:
+    """Take ``size`` bytes on disk now; raises OSError that says how much is free when they are not there."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # a file system that cannot reserve: a full disk shows while writing
+            return
+        free = shutil.disk_usage(folder).free
+        lacking = f"the decoded images need {size / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
+        raise OSError(
+            errno.ENOSPC, f"the disk is full: {lacking}; make room or choose another --cache", str(folder)
+        ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from core.errors import UserError
+from core.files import discard
 from core.images import LISTED
 from core.manifest import LABELS, UNKNOWN, leaving
 
@@ -170,7 +170,7 @@ def empty_own_folder(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / OWN_MARK).is_file():
             raise DatasetError(f"{folder} holds files that `prepare` did not write; choose another --out")
-        shutil.rmtree(folder)
+        discard(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OWN_MARK).touch()
 

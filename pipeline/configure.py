@@ -7,10 +7,10 @@ method changes, and not when another method's does.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from core.files import write_json
 from datasets import protocol_of, split_fold
 from pipeline import cli
 from pipeline.jobs import runs
@@ -33,7 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.show:
         print(shown(options.show, options.dataset or params.datasets[0], params, options))
         return 0
-    options.out.mkdir(parents=True, exist_ok=True)
     for dataset, name, backbone in runs(params):
         trained = resolve_run(name, dataset, params.profile, params.overrides, "train", backbone=backbone)
         write(options.out / f"{name}-{dataset}-{backbone}.json", trained)
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for dataset in params.datasets:
         protocol = protocol_of(split_fold(dataset)[0])
         record = {**protocol.rules(), "scoring": scoring_hash(protocol)}
-        (options.out / f"scoring-{dataset}.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_json(options.out / f"scoring-{dataset}.json", record)
     return 0
 
 
@@ -58,7 +57,7 @@ def shown(name: str, dataset: str, params: Params, options: argparse.Namespace) 
 def write(file: Path, run: Run) -> None:
     """The run's configuration with the hash of its code."""
     record = {**run.record(), "code": code_hash(run.method)}
-    file.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(file, record)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,12 @@ from tqdm import tqdm
 import datasets
 import methods
 from core import distributed
+from core.checkpoint import weights_name
 from core.distributed import ProcessGroup
 from core.errors import UserError
+from core.files import write_csv, write_text
 from core.manifest import Manifest, read_manifest
+from core.neighbors import NonFiniteFeatures
 from evaluation import metrics
 from pipeline import cli
 from pipeline.jobs import CACHE, jobs
@@ -62,12 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in missing:
         print(f"left out, not trained: {folder}", file=sys.stderr)
     table = cross_domain(trained, tests, distributed.start(options.device), options.cache)
-    options.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.out / "cross_domain.csv", index=False)
+    write_csv(options.out / "cross_domain.csv", table)
     grid = matrix(table)
-    grid.to_csv(options.out / "matrix.csv", index=False)
+    write_csv(options.out / "matrix.csv", grid)
     text = markdown(grid)
-    (options.out / "matrix.md").write_text(text)
+    write_text(options.out / "matrix.md", text)
     print(text)
     return 0
 
@@ -124,9 +126,12 @@ def score_weights(
     run, method = load_method(record)
     if not same_data(record, manifest) and "test" in methods.load(run.method).needs(run.config).cameras:
         return NO_SCORES, "not applicable: at test the method needs the cameras that it was trained with"
-    weights = path if path.suffix == ".pt" else max((path / "weights").glob("epoch_*.pt"))
+    weights = path if path.suffix == ".pt" else path / "weights" / weights_name(record["cost"]["epochs"])
     method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    scores = TestSplit(manifest, run, record, group, cache).score(method)
+    try:
+        scores = TestSplit(manifest, run, record, group, cache).score(method)
+    except NonFiniteFeatures as error:
+        return NO_SCORES, f"failed: {error}"
     return {"epoch": int(weights.stem.removeprefix("epoch_")), **scores.summary()}, "ok"
 
 

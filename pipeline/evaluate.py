@@ -16,6 +16,8 @@ import torch
 
 from core import distributed
 from core.errors import UserError
+from core.files import forget, hashes, write_csv, write_json
+from core.lock import locked
 from evaluation import metrics
 from evaluation.metrics import Metric
 from pipeline import cli, needed
@@ -110,9 +112,19 @@ def figure(metric: Metric, value: float | None) -> str:
 
 
 def write(out: Path, result: dict[str, Any], per_query: pd.DataFrame | None, curves: pd.DataFrame) -> None:
-    """``result.json`` (everything), ``metrics.json`` (what `dvc metrics` shows), and the two side files."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    """``result.json`` (everything), ``metrics.json`` (what `dvc metrics` shows), and the two side files.
+
+    ``result.json`` is written last and holds the hashes of the others.
+    """
+    with locked(out):
+        forget(out / "result.json")
+        write_side_files(out, result, per_query, curves)
+        files = hashes(out, ["metrics.json", "queries.csv", "curves.csv"])
+        write_json(out / "result.json", {**result, "files": files})
+
+
+def write_side_files(out: Path, result: dict[str, Any], per_query: pd.DataFrame | None, curves: pd.DataFrame) -> None:
+    """What other programs read beside ``result.json``."""
     chosen = result["selection"]
     judges = [judge.name for judge in metrics.JUDGES]
     shown = {
@@ -121,11 +133,11 @@ def write(out: Path, result: dict[str, Any], per_query: pd.DataFrame | None, cur
         "best_on_test": {key: chosen["best_on_test"][key] for key in ("epoch", *judges, "chosen_by")},
         "images_seen": result["cost"]["images_seen"],
     }
-    (out / "metrics.json").write_text(json.dumps(shown, indent=2) + "\n")
+    write_json(out / "metrics.json", shown)
     columns = ["query", "person_id", "camera_id"]
     table = per_query if per_query is not None else pd.DataFrame(columns=columns)
-    table.to_csv(out / "queries.csv", index=False)
-    curves.to_csv(out / "curves.csv", index=False)
+    write_csv(out / "queries.csv", table)
+    write_csv(out / "curves.csv", curves)
 
 
 def evaluate_features(options: Any) -> int:
@@ -139,10 +151,9 @@ def evaluate_features(options: Any) -> int:
         raise UserError(f"{options.out} is a folder; with --features, --out names the JSON file to write")
     protocol = load(options.protocol)
     summary, per_query = evaluate_feature_files(protocol, options.features, options.normalize)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(summary, indent=2) + "\n")
     side = options.out.with_suffix(".queries.csv")
-    per_query.to_csv(side, index=False)
+    write_csv(side, per_query)
+    write_json(options.out, summary)
     print(json.dumps(summary, indent=2))
     print(f"per-query results: {side}")
     if summary["folds"] < protocol.folds:

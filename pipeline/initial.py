@@ -11,6 +11,9 @@ import torch
 from core.backbones.weights import IMAGENET_MEAN, IMAGENET_STD, weights_sha256
 from core.checkpoint import save_atomically
 from core.errors import UserError
+from core.files import UNKNOWN_FILES, changed, forget, hashes, write_json
+
+WEIGHTS = "weights.pt"
 
 
 @dataclass(frozen=True)
@@ -26,24 +29,29 @@ class Initial:
     def write(self, folder: Path) -> None:
         """Write ``initial.json`` beside the weights."""
         record = {"source": self.source, "sha256": self.sha256, "mean": self.mean, "std": self.std}
-        (folder / "initial.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_json(folder / "initial.json", {**record, "files": hashes(folder, [WEIGHTS])})
 
 
 def read_initial(folder: Path) -> Initial:
-    """Read what ``pipeline.pretrain`` wrote; raises UserError with the remedy when it is missing."""
+    """Read what ``pipeline.pretrain`` wrote; raises UserError with the remedy when it is missing or not whole."""
     if not (folder / "initial.json").is_file():
         raise UserError(
             f"{folder} holds no initial weights; run `python -m pipeline.pretrain --out {folder} ...` first"
         )
     record = json.loads((folder / "initial.json").read_text())
+    if fault := changed(folder, record.get("files", UNKNOWN_FILES)):
+        raise UserError(
+            f"{folder} does not hold the weights that its initial.json describes: {fault}; "
+            f"run `python -m pipeline.pretrain --out {folder} ...` again"
+        )
     mean, std = tuple(record["mean"]), tuple(record["std"])
-    return Initial(folder / "weights.pt", record["source"], record["sha256"], mean, std)
+    return Initial(folder / WEIGHTS, record["source"], record["sha256"], mean, std)
 
 
 def save_initial(weights: dict[str, torch.Tensor], initial_source: str, out: Path, like: Initial) -> Initial:
-    """Write embedder weights as the start of other runs."""
-    out.mkdir(parents=True, exist_ok=True)
-    save_atomically(weights, out / "weights.pt")
-    saved = Initial(out / "weights.pt", initial_source, weights_sha256(weights), like.mean, like.std)
+    """Write embedder weights as the start of other runs, and the record that describes them last."""
+    forget(out / "initial.json")
+    save_atomically(weights, out / WEIGHTS)
+    saved = Initial(out / WEIGHTS, initial_source, weights_sha256(weights), like.mean, like.std)
     saved.write(out)
     return saved

@@ -16,7 +16,9 @@ from typing import Any
 
 import datasets
 from core import distributed
+from core.files import forget
 from core.images import UnreadableImages, find_unreadable
+from core.lock import locked
 from core.manifest import UNKNOWN, Manifest, build_manifest
 from datasets.base import (
     Dataset,
@@ -45,13 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if out.exists() and not out.is_dir():
         raise DatasetError(f"{out} is a file; --out names the folder to write to")
     there = out.exists()
-    try:
-        manifest, status = prepare(dataset, fold, out, options)
-        manifest.write(out)
-    except BaseException:
-        if not there:
-            shutil.rmtree(out, ignore_errors=True)
-        raise
+    with locked(out):
+        try:
+            manifest, status = prepare(dataset, fold, out, options)
+            manifest.write(out)
+        except BaseException:
+            if not there:
+                shutil.rmtree(out, ignore_errors=True)
+            raise
     print(report(manifest, status))
     print(f"manifest -> {out / 'manifest.csv'}")
     return 0
@@ -109,6 +112,7 @@ def read_dataset(dataset: Dataset, root: Path, out: Path, fold: int = 0, allow: 
     """The manifest of a dataset on disk, after all checks."""
     folder = find_folder(dataset, root)
     if dataset.unpack is not None:
+        forget(out / "dataset.json")
         folder = dataset.unpack(folder, out / "images", fold)
     manifest = checked_manifest(dataset, folder, {"notices": list(dataset.notices)})
     differences = count_differences(dataset.expected, manifest.counts())
@@ -152,6 +156,7 @@ def draw_rendered(dataset: Dataset, out: Path, size: str, world: int, device: st
         raise DatasetError(f"rendered people have no size '{size}'; choose one of {', '.join(rendered.SIZES)}")
     device = str(distributed.start(device).device)
     images = out / "images"
+    forget(out / "dataset.json")
     empty_own_folder(images)
     info = rendered.write(images, size=size, world=world, device=device, progress=True)
     fingerprint = info.pop("fingerprint")

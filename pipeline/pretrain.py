@@ -6,15 +6,22 @@ the profile names (ImageNet, or a checkpoint file).
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from core import distributed
 from core.backbones.weights import Weights, find_weights, load_weights
+from core.checkpoint import weights_name
 from core.config import ConfigError
+from core.distributed import ProcessGroup
 from core.errors import UserError
+from core.files import discard
+from core.lock import locked_by_main
+from core.manifest import Manifest
 from core.rng import Streams
 from pipeline import cli, needed
 from pipeline.assemble import build_method
@@ -48,27 +55,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(cli.threads(options, params))
     manifest = needed.prepared(options.dataset, options.data)
     out = options.out or initial_folder(options.dataset, run.backbone)
-    start = starting_weights(run, options.start_from, out)
+    group = distributed.start(options.device)
+    try:
+        with locked_by_main(group, out):
+            make(options, run, manifest, out, group)
+    finally:
+        distributed.finish(group)
+    return 0
+
+
+def make(options: Namespace, run: Run, manifest: Manifest, out: Path, group: ProcessGroup) -> None:
+    """Write the initial weights to ``out``, which this process holds."""
     if not manifest.has("source"):
+        start = starting_weights(run, options.start_from, out)
         if start.weights is None:
             raise ConfigError(
                 f"'{manifest.name}' has no labelled source split and profile '{run.profile}' starts from nothing, so "
                 "training would begin at random weights; pass --start-from imagenet or a checkpoint file"
             )
         print(f"initial weights for {manifest.name}: {start.source} -> {out}")
-        return 0
-    group = distributed.start(options.device)
-    try:
-        scratch = out / "pretraining"
-        record = train(run, manifest, start, options.seed, scratch, group, options.cache)
-        if record["status"] == "failed":
-            raise UserError(f"pre-training failed: {record['reason']}")
-        if group.main:
-            publish(run, scratch, start, manifest.name, out)
-            print(f"warm start of {run.backbone} on {manifest.name} source -> {out}")
-    finally:
-        distributed.finish(group)
-    return 0
+        return
+    scratch = out / "pretraining"
+    start = starting_weights(run, options.start_from, scratch / "start")
+    record = train(run, manifest, start, options.seed, scratch, group, options.cache)
+    if record["status"] == "failed":
+        raise UserError(f"pre-training failed: {record['reason']}")
+    if group.main:
+        publish(scratch, record, start, manifest.name, out)
+        print(f"warm start of {run.backbone} on {manifest.name} source -> {out}")
 
 
 def starting_weights(run: Run, asked: str | None, out: Path) -> Initial:
@@ -94,9 +108,9 @@ def find_start(name: str, backbone: str) -> tuple[Weights, Path | None]:
     return find_weights("checkpoint", backbone), Path(name)
 
 
-def publish(run: Run, scratch: Path, start: Initial, dataset: str, out: Path) -> None:
+def publish(scratch: Path, record: dict[str, Any], start: Initial, dataset: str, out: Path) -> None:
     """Keep the last epoch's embedder as the initial weights of every run on this dataset."""
-    last = max((scratch / "weights").glob("epoch_*.pt"))
+    last = scratch / "weights" / weights_name(record["cost"]["epochs"])
     state = torch.load(last, map_location="cpu", weights_only=True)
     prefix = "embedder."
     embedder = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -104,8 +118,7 @@ def publish(run: Run, scratch: Path, start: Initial, dataset: str, out: Path) ->
     if start.weights is not None:
         source += f" (from {start.source})"
     save_initial(embedder, source, out, start)
-    for path in (scratch / "weights").glob("epoch_*.pt"):
-        path.unlink()
+    discard(scratch / "weights")
 
 
 if __name__ == "__main__":

@@ -15,14 +15,17 @@ from tqdm import tqdm
 
 import datasets
 import methods
+from core.checkpoint import weights_name
 from core.config import Patch, resolve
 from core.data import extract
 from core.distributed import ProcessGroup
 from core.engine import autocast
 from core.errors import UserError
+from core.files import UNKNOWN_FILES, changed
 from core.images import ImageStore, load_images
 from core.manifest import Manifest
 from core.method import Method
+from core.neighbors import NonFiniteFeatures, as_float_matrix
 from core.provenance import provenance
 from core.rng import Streams
 from evaluation import metrics
@@ -72,9 +75,12 @@ def score_run(
             curves = curves.merge(audit_labels(trained, manifest, run), how="left", on="epoch")
     test = TestSplit(manifest, run, record, group, cache)
     scores: dict[int, AnyScores] = {}
-    for file in tqdm(sorted((trained / "weights").glob("epoch_*.pt")), "evaluate", leave=False):
+    for epoch, file in tqdm(kept_weights(trained, record).items(), "evaluate", leave=False):
         method.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        scores[int(file.stem.removeprefix("epoch_"))] = test.score(method)
+        try:
+            scores[epoch] = test.score(method)
+        except NonFiniteFeatures as error:
+            record = {**record, "status": "failed", "reason": f"tested after epoch {epoch}: {error}"}
     selection: dict[str, Any] = select(scores, protocol.headline)
     last = scores[max(scores)] if scores and record["status"] == "ok" else None
     if record["status"] == "failed":
@@ -84,6 +90,8 @@ def score_run(
             "epoch": max(scores),
             **test.score(method, rerank=True).summary(),
         }
+    if read_record(trained)["files"] != record["files"]:
+        raise UserError(f"{trained} was trained again while it was scored; evaluate it again")
     fold = record["data"].get("fold")
     result = {
         **record,
@@ -113,11 +121,25 @@ def select(scores: Mapping[int, AnyScores], headline: str) -> dict[str, dict[str
 
 
 def read_record(trained: Path) -> dict[str, Any]:
-    """What training wrote of a run; raises UserError when the run is not there."""
+    """What training wrote of a run; raises UserError when the run is not there or its files are not those recorded."""
     if not (trained / "train.json").is_file():
         raise UserError(f"{trained} holds no trained run; run `python -m pipeline.train` first")
     record: dict[str, Any] = json.loads((trained / "train.json").read_text())
+    if fault := changed(trained, record.get("files", UNKNOWN_FILES)):
+        raise UserError(
+            f"{trained} does not hold what its train.json recorded: {fault}; run `python -m pipeline.train` again, "
+            "or wait for the one that is writing there"
+        )
+    last = f"weights/{weights_name(record['cost']['epochs'])}"
+    if record["status"] == "ok" and last not in record["files"]:
+        raise UserError(f"{trained} lacks the last epoch, {last}; run `python -m pipeline.train` again")
     return record
+
+
+def kept_weights(trained: Path, record: dict[str, Any]) -> dict[int, Path]:
+    """The weights that the run recorded, by epoch."""
+    names = sorted(name for name in record["files"] if name.startswith("weights/"))
+    return {int(Path(name).stem.removeprefix("epoch_")): trained / name for name in names}
 
 
 def same_data(record: dict[str, Any], manifest: Manifest) -> bool:
@@ -209,6 +231,8 @@ class TestSplit:
         method.to(memory_format=torch.channels_last)
         query = self._embed(method, "query", dtype)
         gallery = self._embed(method, "gallery", dtype)
+        for features in (query["feature"], gallery["feature"]):
+            as_float_matrix(features)  # raises NonFiniteFeatures
         block: DistanceBlock | None
         if rerank:
             block = Reranked(query["feature"], gallery["feature"]).block

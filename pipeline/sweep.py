@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from core.errors import UserError
+from core.files import UNKNOWN_FILES, changed
 from pipeline import cli
 from pipeline.jobs import Job, data_folder, initial_folder, jobs
 from pipeline.params import Params, Rendered
@@ -88,7 +89,7 @@ def prepare_missing(wanted: Sequence[Job], params: Params, on: Machine) -> None:
     preparing = {}
     for dataset in dict.fromkeys(job.dataset for job in wanted):
         drawn = params.rendered
-        if (data_folder(dataset) / "manifest.csv").is_file():
+        if (data_folder(dataset) / "dataset.json").is_file():
             refuse_other_world(dataset, drawn)
         else:
             rendered = ["--size", drawn.size, "--world", str(drawn.world)]
@@ -129,11 +130,13 @@ def computing(on: Machine) -> list[str]:
 
 
 def is_current(job: Job, params: Params) -> bool:
-    """Whether the job's result was made by the present settings, code, data and initial weights."""
+    """Whether the job's result is whole and was made by the present settings, code, data and initial weights."""
     file = job.evaluated / "result.json"
     if not file.is_file():
         return False
     record = json.loads(file.read_text())
+    if changed(job.evaluated, record.get("files", UNKNOWN_FILES)):
+        return False
     run = resolve_run(job.run, job.dataset, params.profile, params.overrides, backbone=job.backbone)
     data = json.loads((data_folder(job.dataset) / "dataset.json").read_text())
     initial = json.loads((initial_folder(job.dataset, job.backbone) / "initial.json").read_text())

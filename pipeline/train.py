@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ import torch
 
 import methods
 from core import distributed
-from core.checkpoint import Checkpoint
+from core.checkpoint import Checkpoint, weights_name
 from core.distributed import ProcessGroup
-from core.engine import Progress, Trainer
+from core.engine import Progress, Trainer, kept_epochs
+from core.files import forget, hashes, write_arrays, write_csv, write_json
+from core.lock import locked_by_main
 from core.manifest import Manifest
 from core.provenance import provenance
 from core.rng import Streams
@@ -67,7 +68,7 @@ def train(
     group: ProcessGroup,
     cache: Path = CACHE,
 ) -> dict[str, Any]:
-    """Train a run, resuming what an interrupted one left, and write ``out``.
+    """Train a run, resuming what an interrupted one left, and write ``out``; another process at it is FolderInUse.
 
     Writes ``weights/epoch_NNN.pt`` every ``eval_every`` epochs and for the last, ``history.csv`` (one row per
     epoch), ``labels.npz`` (the pseudo-labels of every epoch, for the audit) and ``train.json``. Returns the
@@ -77,28 +78,46 @@ def train(
     data, capacity = training_data(run, manifest, needs, initial, group, cache)
     streams = Streams(seed)
     method = build_method(run, capacity, streams, initial)
-    checkpoint = Checkpoint(cache / "checkpoints", run_key(run, manifest, needs, initial, seed, group))
-    trainer = Trainer(method, data, run.config, streams, checkpoint, group)
-    progress = trainer.fit()
-    record = {
-        "status": "failed" if progress.failure else "ok",
-        "reason": progress.failure,
-        "run": run.record(),
-        "seed": seed,
-        "capacity": capacity,
-        "needs": {"cameras": sorted(needs.cameras), "identities": needs.identities},
-        "data": {"name": manifest.name, "fingerprint": manifest.fingerprint, **manifest.info},
-        "initial": {"source": initial.source, "sha256": initial.sha256},
-        "input": {"mean": initial.mean, "std": initial.std},
-        "cost": cost(progress),
-        "code": code_hash(run.method),
-        "provenance": provenance(group, ROOT),
-    }
-    if group.main:
-        checkpoint.publish_weights(out / "weights", progress.epoch)
-        _write(out, progress, record)
-        checkpoint.delete()
+    # Two runs that differ by name alone (a row of an ablation that changes nothing) may train at the same time.
+    key = {**run_key(run, manifest, needs, initial, seed, group), "name": run.name}
+    checkpoint = Checkpoint(cache / "checkpoints", key)
+    with locked_by_main(group, checkpoint.folder, out):
+        progress = Trainer(method, data, run.config, streams, checkpoint, group).fit()
+        record = {
+            "status": "failed" if progress.failure else "ok",
+            "reason": progress.failure,
+            "run": run.record(),
+            "seed": seed,
+            "capacity": capacity,
+            "needs": {"cameras": sorted(needs.cameras), "identities": needs.identities},
+            "data": {"name": manifest.name, "fingerprint": manifest.fingerprint, **manifest.info},
+            "initial": {"source": initial.source, "sha256": initial.sha256},
+            "input": {"mean": initial.mean, "std": initial.std},
+            "cost": cost(progress),
+            "code": code_hash(run.method),
+            "provenance": provenance(group, ROOT),
+        }
+        if group.main:
+            publish(out, checkpoint, kept_epochs(run.config.schedule, progress.epoch), progress, record)
     return record
+
+
+def publish(
+    out: Path, checkpoint: Checkpoint, epochs: Sequence[int], progress: Progress, record: dict[str, Any]
+) -> None:
+    """Write what a finished run leaves, the record last with the hash of all it speaks of; then forget the checkpoint.
+
+    Killed in between, the run resumes at its end and does this again.
+    """
+    forget(out / "train.json")
+    checkpoint.publish_weights(out / "weights", epochs)
+    write_csv(out / "history.csv", pd.DataFrame(progress.history))
+    labels = [tensor.cpu().numpy() for tensor in progress.labels]
+    write_arrays(out / "labels.npz", labels=np.stack(labels) if labels else np.zeros((0, 0), int))
+    weights = [f"weights/{weights_name(epoch)}" for epoch in epochs]
+    record["files"] = hashes(out, ["history.csv", "labels.npz", *weights])
+    write_json(out / "train.json", record)
+    checkpoint.delete()
 
 
 def cost(progress: Progress) -> dict[str, Any]:
@@ -117,14 +136,6 @@ def cost(progress: Progress) -> dict[str, Any]:
         "seconds_total": round(sum(seconds.values()), 3),
         **peaks,
     }
-
-
-def _write(out: Path, progress: Progress, record: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(progress.history).to_csv(out / "history.csv", index=False)
-    labels = [tensor.cpu().numpy() for tensor in progress.labels]
-    np.savez_compressed(out / "labels.npz", labels=np.stack(labels) if labels else np.zeros((0, 0), int))
-    (out / "train.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from core.files import write_csv, write_text
 from evaluation import metrics
 from pipeline.jobs import Job
 from pipeline.settings import FULL
@@ -30,10 +31,9 @@ def write(
 ) -> pd.DataFrame:
     """Write OUT/METHOD.csv and .md of the jobs that have results, print the latter, and return the table."""
     table = ablation(method, rows, read_rows(wanted))
-    out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out / f"{method}.csv", index=False)
+    write_csv(out / f"{method}.csv", table)
     text = markdown(method, table)
-    (out / f"{method}.md").write_text(text)
+    write_text(out / f"{method}.md", text)
     print(text)
     return table
 

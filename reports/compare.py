@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from core.errors import UserError
+from core.files import write_csv, write_text
 from core.rng import Streams
 from pipeline import cli
 from pipeline.settings import split_name
@@ -78,10 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = read_results(params)
     warn_of_quarantined(results)
     table = compare(results)
-    options.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.out / "comparison.csv", index=False)
+    write_csv(options.out / "comparison.csv", table)
     text = markdown(table)
-    (options.out / "comparison.md").write_text(text)
+    write_text(options.out / "comparison.md", text)
     print(text)
     return 0
 

@@ -16,6 +16,7 @@ import pandas as pd
 import datasets
 from core import distributed
 from core.errors import UserError
+from core.files import write_text
 from core.provenance import provenance
 from evaluation import metrics
 from pipeline import cli
@@ -65,10 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commit = provenance(distributed.start("cpu"), ROOT)["commit"]
     made_from = {"table": options.table.as_posix(), "selection": options.selection, "commit": commit}
     name = "leaderboard" if options.selection == "last" else f"leaderboard_{options.selection}"
-    options.out.mkdir(parents=True, exist_ok=True)
     for ending, text in render(table, made_from).items():
         file = options.out / f"{name}.{ending}"
-        file.write_text(text, encoding="utf-8")
+        write_text(file, text)
         print(f"wrote {file}")
     return 0
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 import datasets
+from core.files import replacing, write_csv, write_text
 from evaluation import metrics
 from pipeline import cli
 from pipeline.params import Params
@@ -75,10 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = read_results(params)
     warn_of_quarantined(results)
     table = compared_table(results)
-    options.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.out / "leaderboard.csv", index=False)
+    write_csv(options.out / "leaderboard.csv", table)
     text = markdown(table)
-    (options.out / "leaderboard.md").write_text(text)
+    write_text(options.out / "leaderboard.md", text)
     draw_curves(params, results, options.out / "curves.png")
     print(text)
     return 0
@@ -172,7 +172,8 @@ def draw_curves(params: Params, results: Sequence[Result], file: Path) -> None:
             axis.set(title=f"{title}, {backbone}", xlabel="epoch")
         if axes[0].get_lines():  # a protocol without mAP draws none
             axes[2].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.savefig(file, dpi=110)
+    with replacing(file) as picture:
+        figure.savefig(picture, format="png", dpi=110)
     pyplot.close(figure)
 
 

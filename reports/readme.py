@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 import methods
 from core.errors import UserError
+from core.files import copy, replacing, write_text
 from pipeline import cli
 from pipeline.jobs import data_folder
 from pipeline.settings import FULL, method_config, resolve_run, row_name
@@ -34,15 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--results", type=Path, default=Path("results"), help="where the curves are")
     options = arguments.parse_args(argv)
     docs = options.readme.parent / "docs"
-    docs.mkdir(exist_ok=True)
-    shutil.copyfile(options.results / "curves.png", docs / "curves.png")
-    with Image.open(data_folder("rendered") / "contact_sheet.png") as sheet:
-        sheet.convert("RGB").save(docs / "contact_sheet.jpg", quality=90)  # a quarter of the PNG's size
-    options.readme.write_text(with_leaderboard(options.readme.read_text(), options.reference))
+    copy(options.results / "curves.png", docs / "curves.png")
+    original = data_folder("rendered") / "contact_sheet.png"
+    with Image.open(original) as sheet, replacing(docs / "contact_sheet.jpg") as picture:
+        sheet.convert("RGB").save(picture, "JPEG", quality=90)  # a quarter of the PNG's size
+    write_text(options.readme, with_leaderboard(options.readme.read_text(), options.reference))
     for name in methods.available():
         file = methods.folder(name) / "README.md"
         if file.is_file():
-            file.write_text(with_measured(file.read_text(), name, options.reference))
+            write_text(file, with_measured(file.read_text(), name, options.reference))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from core.errors import UserError
+from core.files import UNKNOWN_FILES, changed
 from evaluation import metrics
 
 TOLERANCE = 1e-6  # fractions: far below what is printed, far above rounding in a text file
@@ -59,6 +60,7 @@ def read_result(folder: Path) -> Result:
     reason = reason or selection_fault(record["selection"], metric)
     if queries is not None:
         reason = reason or side_file_fault(record["selection"]["last"], queries, metric)
+    reason = reason or changed(folder, record.get("files", UNKNOWN_FILES))
     if reason:
         return Result({**record, "status": "quarantined", "reason": f"{folder.name}: {reason}"}, None, folder)
     return Result(record, queries, folder)

@@ -20,6 +20,7 @@ import pandas as pd
 import datasets
 import methods
 from core.errors import UserError
+from core.files import write_csv, write_json, write_text
 from evaluation import metrics
 from pipeline import cli
 from pipeline.jobs import jobs
@@ -80,14 +81,13 @@ def update(results: Sequence[Result], folder: Path) -> list[Path]:
     if bad or not results:
         reason = f"{bad[0]['run']['name']}, seed {bad[0]['seed']}: {bad[0]['reason']}" if bad else "no run has results"
         raise UserError(f"the reference was not written: {reason}")
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
     written = []
     for key, group in groups(results).items():
         written.append(folder / "runs" / f"{'-'.join(key)}.json")
-        written[-1].write_text(json.dumps(reference_row(key, group), indent=2) + "\n")
+        write_json(written[-1], reference_row(key, group))
     table = leaderboard.compared_table(results)
-    table.to_csv(folder / "leaderboard.csv", index=False)
-    (folder / "leaderboard.md").write_text(leaderboard.markdown(table))
+    write_csv(folder / "leaderboard.csv", table)
+    write_text(folder / "leaderboard.md", leaderboard.markdown(table))
     return [*written, folder / "leaderboard.csv", folder / "leaderboard.md"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from core.errors import UserError
+from core.files import replacing
 from datasets.rendered.write import MARKET
 
 _NAME = re.compile(r"(\d{4})_c(\d)s\d_\d{6}_\d{2}\.jpg")
@@ -37,8 +38,8 @@ def contact_sheet(root: Path, target: Path, people: int = 10, per_camera: int = 
         for place, camera in enumerate(cameras):
             for k, path in enumerate(seen[pid].get(camera, [])[:per_camera]):
                 sheet.paste(_open(path, scale), (_LABEL + place * column + k * (width + _GAP), top))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(target)
+    with replacing(target) as file:
+        sheet.save(file, "PNG")
 
 
 def _open(path: Path, scale: int) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from core.files import write_json
 from datasets.rendered.renderer import Renderer
 from datasets.rendered.settings import RENDERER_VERSION
 from datasets.rendered.table import SPLITS, World, draw_world
@@ -65,7 +65,7 @@ def write(out: Path, size: str = "small", world: int = 0, device: str = "cpu", p
         for rows, images in render_all(Renderer(drawn, device)):
             for _ in encoders.map(_write_jpeg, [paths[row] for row in rows], images):
                 bar.update()
-    (out / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(out / RECORD, record)
     return record
 
 

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,24 @@ def test_interrupted_write_leaves_no_cache_file(manifest, tmp_path, monkeypatch)
 
     monkeypatch.setattr(images_module.os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
+        load(manifest, tmp_path / "cache")
+    assert cached_files(tmp_path / "cache") == []
+
+
+def test_a_disk_too_full_for_the_cache_is_said_before_any_image_is_read(manifest, tmp_path, monkeypatch):
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(images_module.os, "posix_fallocate", full)
+    monkeypatch.setattr(images_module, "read_image", None)
+    with pytest.raises(OSError, match=r"the disk is full: the decoded images need \d+ MiB, [\d,]+ MiB are free"):
+        load(manifest, tmp_path / "cache")
+    assert cached_files(tmp_path / "cache") == []
+
+
+def test_a_disk_that_fills_while_images_are_written_is_an_error_and_leaves_nothing(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(images_module.os, "pwrite", lambda descriptor, image, offset: len(image) // 2)
+    with pytest.raises(OSError, match="the disk is full"):
         load(manifest, tmp_path / "cache")
     assert cached_files(tmp_path / "cache") == []
 

@@ -160,8 +160,10 @@ def test_runs_of_other_data_or_other_queries_are_not_compared(here: Path, change
 def test_queries_are_matched_by_index_not_by_line(here: Path) -> None:
     write_runs({"cluster_contrast": 0.5, "hhcl": 0.6}, [0])
     before = pair(run_compare(here, ["cluster_contrast", "hhcl"], [0]), "hhcl", "cluster_contrast")
-    side = Path("results/runs/hhcl-rendered-resnet18_half-0/queries.csv")
-    pd.read_csv(side).sample(frac=1, random_state=0).to_csv(side, index=False)
+    folder = Path("results/runs/hhcl-rendered-resnet18_half-0")
+    side, curves = (pd.read_csv(folder / name) for name in ("queries.csv", "curves.csv"))
+    record = json.loads((folder / "result.json").read_text())
+    evaluate.write(folder, record, side.sample(frac=1, random_state=0), curves)
     after = pair(run_compare(here, ["cluster_contrast", "hhcl"], [0]), "hhcl", "cluster_contrast")
     assert before.equals(after)
 

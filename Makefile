@@ -5,7 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
-.PHONY: leaderboard ablation test lint bench verify readme lock clean
+.PHONY: leaderboard ablation test torture lint bench verify readme lock clean
 
 leaderboard: $(READY)
 	dvc repro
@@ -17,6 +17,10 @@ ablation: $(READY)
 
 test: $(READY)
 	python -m pytest
+
+# Kills every stage at every file event and compares what its rerun writes; the figures go to docs/reliability.md.
+torture: $(READY)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m tests.torture --jobs 2 --out docs/reliability.md
 
 lint: $(READY)
 	ruff check .

@@ -22,9 +22,10 @@ LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601 weights as torchvision rounds them
 
 @dataclass(frozen=True)
 class Augment:
-    """Training augmentation; the defaults are those of the Cluster-Contrast family (hhcl.md, 3).
+    """Training augmentation; the defaults are those of the Cluster-Contrast family.
 
-    Flip, zero padding and random crop, colour jitter, normalisation, random erasing: in this order.
+    Flip, zero padding and random crop, colour jitter, normalisation, random erasing: in this order, as in
+    ``utils/data/transforms.py`` of HHCL and Cluster Contrast, which have no jitter.
     """
 
     flip_probability: float = 0.5

@@ -92,7 +92,7 @@ def mean_update(bank: Tensor, rows: Tensor, features: Tensor, momentum: float, u
     """bank[r] <- unit(momentum bank[r] + (1 - momentum) mean of r's samples), once for each row.
 
     bank (R, D), rows (B,), features (B, D). ``unit_mean`` normalises the mean before it is mixed
-    in; HHCL does not (spec hhcl 5).
+    in; HHCL's released code does not.
     """
     groups = _group_rows(rows, len(bank))
     means = groups.means(features.to(bank.dtype))
@@ -198,7 +198,7 @@ class InstanceMemory(Memory):
 
 
 class ProxyMemory(Memory):
-    """One row per (cluster, camera) that has images, in that order (spec baselines 3).
+    """One row per (cluster, camera) that has images, in that order: the proxies of CAP (arXiv 2012.10674).
 
     clusters, cameras (U,): those of each proxy; of_image (N,): each image's proxy, -1 for outliers.
     """
@@ -239,7 +239,7 @@ class ProxyMemory(Memory):
 
 
 class SlotMemory:
-    """K instances per cluster (C, K, D): the instance bank of HHCL's paper (spec hhcl 5, B)."""
+    """K instances per cluster (C, K, D): HHCL's instance bank, ``CMhybrid_v2`` of its released code."""
 
     def __init__(self, slots: Tensor) -> None:
         self.slots = F.normalize(full_precision(slots.detach()), dim=2)

@@ -33,8 +33,7 @@ def pk_batches(
     cameras: np.ndarray | None = None,
     singleton: str = "fill",
 ) -> Iterator[np.ndarray]:
-    """Batches (identities * instances,) of K images for each of P clusters (spec hhcl 3).
-
+    """Batches (identities * instances,) of K images for each of P clusters, as the family's released sampler.
     Per cluster, in shuffled order: a seed image, then K-1 images of the cluster's other cameras, or
     of the cluster's other images when it has one camera or ``cameras`` is None; without replacement
     when there are at least K to choose from. The groups are laid end to end and cut into batches;

@@ -3,7 +3,8 @@
 Published results of this field come from 4 or 8 GPUs under DataParallel: the batch is split into
 consecutive chunks, every replica normalises its chunk by that chunk's statistics, and only the
 first replica's running statistics survive. Users who train with one chunk report losses of 10 to
-20 mAP (LANDSCAPE section 3, row 1).
+20 mAP: issues 8 and 9 of bupt-ai-cz/HHCL-ReID, 17, 25 and 35 of alibaba/cluster-contrast-reid,
+31 of yxgeee/SpCL, 10 and 13 of yoonkicho/PPLR.
 """
 
 from __future__ import annotations

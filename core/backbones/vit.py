@@ -21,7 +21,7 @@ Size = tuple[int, int]
 
 
 class VisionTransformer(nn.Module):
-    """ViT (arXiv 2010.11929) with pre-norm blocks; the class token is the embedding (spec vitc_ureid 2).
+    """ViT (arXiv 2010.11929) with pre-norm blocks; the class token is the embedding.
 
     width, heads, depth: of the blocks, whose MLP is 4 x width.
     image_size: (height, width) whose patch grid the position embedding is learned for; for another input it is

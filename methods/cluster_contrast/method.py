@@ -15,7 +15,7 @@ from core.method import Method
 
 @dataclass(frozen=True)
 class Settings:
-    """``update``: sequential (released default), hardest or mean; specs/baselines.md section 1."""
+    """``update``: sequential (released default), hardest or mean; docs/methods/cluster_contrast.md, "Memory"."""
 
     temperature: float = 0.05
     momentum: float = 0.1

@@ -1,5 +1,4 @@
-"""The equations of HCL and MGCE-HCL (specs/hcl.md section 5) as functions of tensors.
-
+"""The equations of HCL and MGCE-HCL as functions of tensors: docs/methods/hcl.md, "Hybrid loss" and "Priority".
 B anchors, N training images, E memory entries (clusters, then kept outliers as singletons), G granularities.
 """
 
@@ -33,7 +32,7 @@ def positive_weights(priority: Tensor, same_entry: Tensor, itself: Tensor) -> Te
     """(B, N) weight of image p as a positive of anchor i: its priority (B, N) for P(i) = {p != i : y_p = y_i}, else 0.
 
     same_entry, itself (B, N) bool: y_p = y_i, p = i. An image alone in its entry has its own row as its one
-    positive; the spec leaves that case open, and a singleton of SpCL is such a class.
+    positive, as a singleton of SpCL, which is such a class.
     """
     mates = same_entry & ~itself
     alone = ~mates.any(dim=1, keepdim=True)

@@ -16,10 +16,10 @@ from core.method import Method
 
 @dataclass(frozen=True)
 class Settings:
-    """specs/hhcl.md section 5. ``hard_memory``: ``momentum`` (variant A, released) or ``slots`` (variant B, paper).
+    """``hard_memory`` chooses the variant: docs/methods/hhcl.md, "Hard and mean rows" and "Slots of instances".
 
-    Variant A: w_hard L_hard + w_mean L_mean; the released code's parentheses make 0.5 and 0.25 of its one weight.
-    Variant B: w_centroid L_c + (1 - w_centroid) L_i, with ``slots`` instances kept per cluster: as
+    ``momentum`` (released): w_hard L_hard + w_mean L_mean; its code's parentheses make 0.5 and 0.25 of one weight.
+    ``slots`` (paper): w_centroid L_c + (1 - w_centroid) L_i, with ``slots`` instances kept per cluster: as
     many as the sampler draws of one (``None``), so that a draw refreshes all of them, or a number.
     """
 
@@ -45,7 +45,7 @@ class HHCL(Method):
     hard: CentroidMemory | SlotMemory
 
     def start_epoch(self, labels: Labels, data: TrainingData, generator: torch.Generator) -> None:
-        """Variant A: both memories start as the normalised centroids. Variant B: slots are sampled members."""
+        """Rows of both memories start as the normalised centroids, slots as sampled members."""
         settings: Settings = self.config.settings
         features, ids = data.features(), labels.ids
         self.mean = CentroidMemory.of_clusters(features, ids, settings.momentum, "mean")
@@ -69,6 +69,6 @@ class HHCL(Method):
         return {"mean": w_mean * mean, "hard": w_hard * hard}
 
     def after_step(self, output: dict[str, Tensor], batch: Batch) -> None:
-        """mean <- batch mean; hard <- least similar sample (A), or slots overwritten by the batch (B)."""
+        """mean <- batch mean; hard <- least similar sample, or slots overwritten by the batch."""
         self.mean.update(output["feature"], batch.targets)
         self.hard.update(output["feature"], batch.targets)

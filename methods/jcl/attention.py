@@ -1,6 +1,7 @@
-"""The WaveBlock attention module: WaveBlock and an attention block, one after the other (specs/jcl.md section 2).
+"""The WaveBlock attention module: WaveBlock and an attention block, one after the other.
 
-WaveBlock and both attention blocks follow Attentive WaveBlock (Wang et al., TIP 2022, arXiv 2006.06525).
+WaveBlock and both attention blocks follow Attentive WaveBlock (Wang et al., TIP 2022, arXiv 2006.06525):
+docs/methods/jcl.md, "WaveBlock", "Attention" and "Order".
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from core.errors import UserError
 
 @dataclass(frozen=True)
 class Wam:
-    """specs/jcl.md section 2. ``order``: ``post`` (attention after WaveBlock) or ``pre`` (before it).
+    """Parts of the module and their places. ``order``: ``post`` (attention after WaveBlock) or ``pre`` (before it).
 
     ``attention``: nonlocal, cbam or none. ``block_rate``: share of the rows that WaveBlock leaves as they are;
     ``wave``: factor of the others, 1.0 for no WaveBlock. ``stages``: the stages whose output passes through a module.

@@ -1,4 +1,7 @@
-"""Single-camera elimination (specs/jcl.md section 4): a cluster seen by one camera alone may be that camera's style."""
+"""Single-camera elimination: a cluster seen by one camera alone may be that camera's style.
+
+docs/methods/jcl.md, "Single-camera elimination"; the guard is in ``JCL.label``.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class ClusteredInstances:
 
 
 def hardest_similarities(similarity: Tensor, clusters: Tensor, sizes: Tensor, targets: Tensor) -> Tensor:
-    """(B, C) s of specs/jcl.md section 5: s_y = min over the own cluster's entries, s_k = max over another's.
+    """(B, C) s of the instance loss: s_y = min over the own cluster's entries, s_k = max over another's.
 
     similarity (M, B) of entries and samples, clusters (M,) ascending with sizes (C,), targets (B,).
     """

@@ -1,7 +1,7 @@
 """JCL (Zhang, Li, Ye, Remote Sensing 2024): centroids and instances contrasted jointly, behind WaveBlock attention.
 
 The paper's body could not be read and there is no code: the method is reconstructed from its abstract and from
-Attentive WaveBlock (specs/jcl.md). Every decision is in README.md.
+Attentive WaveBlock. Equations and sources are in docs/methods/jcl.md, every decision in methods/jcl/README.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from methods.jcl.instances import ClusteredInstances
 
 @dataclass(frozen=True)
 class Settings:
-    """specs/jcl.md sections 2, 4 and 5. ``mu``: weight of the instance loss; at 0 there is no instance memory.
+    """Constants and switches of JCL. ``mu``: weight of the instance loss; at 0 there is no instance memory.
 
     ``camera_filter`` drops clusters of one camera, unless fewer than max(P, ``filter_guard`` C) would remain.
     """
@@ -73,7 +73,7 @@ class JCL(Method):
         return {"feature": self.embedder(images, after=dict(self.wam.items()))["feature"]}
 
     def label(self, epoch: int, data: TrainingData) -> Labels:
-        """DBSCAN over Jaccard distances, then single-camera elimination with its guard (section 4, step 3); noted."""
+        """DBSCAN over Jaccard distances, then single-camera elimination with its guard; noted."""
         labels = super().label(epoch, data)
         settings: Settings = self.config.settings
         if not settings.camera_filter:
@@ -108,7 +108,7 @@ class JCL(Method):
                 module.draw_from(generator, groups, slice(group.rank * share, (group.rank + 1) * share))
 
     def loss(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """L_C = CE(f c^T / t, y) and mu L_I = mu CE(s / t, y), s the hardest entry of each cluster (section 5)."""
+        """L_C = CE(f c^T / t, y) and mu L_I = mu CE(s / t, y), s the hardest entry of each cluster."""
         settings: Settings = self.config.settings
         features, targets, temperature = output["feature"], batch.targets, settings.temperature
         terms = {"cluster": cluster_nll(features, self.centroids.rows, targets, temperature)}

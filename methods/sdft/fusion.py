@@ -1,4 +1,4 @@
-"""Stripe-driven fusion blocks (specs/sdft.md section 2): all tokens together, and each stripe by itself."""
+"""Stripe-driven fusion blocks, all tokens together and each stripe by itself: docs/methods/sdft.md, "Fusion block"."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def fuse(whole: Sequences, part: Sequences | None, tokens: Tokens, rows: int) ->
 def stripe_features(tokens: Tokens, rows: int) -> Tensor:
     """(B, S, d) raw parts: stripe token plus mean patch of its stripe, halved.
 
-    The spec's r_s is the sum; its neck cancels the factor, and the half has the scale of the class token, whose
-    trained neck the part necks start from.
+    The neck that follows cancels the factor; the half has the scale of the class token, whose trained neck the part
+    necks start from.
     """
     striped = split_stripes(tokens.patches, rows, tokens.stripes.shape[1])
     return (tokens.stripes + striped.mean(dim=2)) / 2

@@ -1,4 +1,4 @@
-"""SDR and SDCL of SDFT as pure functions (specs/sdft.md section 5) and the memory of the stripes."""
+"""SDR and SDCL as pure functions, and the memory of the stripes: docs/methods/sdft.md, "SDR" and "SDCL"."""
 
 from __future__ import annotations
 

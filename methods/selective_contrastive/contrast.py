@@ -1,4 +1,7 @@
-"""Selective contrastive loss and the mixture bank's update (specs/selective_contrastive.md section 5)."""
+"""Selective contrastive loss and the mixture bank's update.
+
+docs/methods/selective_contrastive.md, "Loss" and "Mixture update".
+"""
 
 from __future__ import annotations
 

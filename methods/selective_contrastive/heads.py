@@ -1,4 +1,4 @@
-"""Global and stripe-wise embedding heads (specs/selective_contrastive.md section 2)."""
+"""Global and stripe-wise embedding heads: docs/methods/selective_contrastive.md, "Heads"."""
 
 from __future__ import annotations
 

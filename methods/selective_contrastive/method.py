@@ -38,8 +38,7 @@ BRANCHES = ("local", "global")  # in the order in which the released backward vi
 
 @dataclass(frozen=True)
 class Settings:
-    """specs/selective_contrastive.md sections 2, 4, 5 and 7, with the values of the released configuration.
-
+    """Constants and switches, with the values of the released configuration: docs/methods/selective_contrastive.md.
     stripes: of the local head; 0 leaves it out. lambda_g, lambda_p: share of the global feature in the distances, and
     of the local one in the loss. lambda_t, alpha: weights of the anchor and of its ``positives`` neighbours.
     negatives: the next nearest rows; None = all others. lambda_c, lambda_c_test: same-camera penalty in the selection
@@ -121,7 +120,7 @@ class SelectiveContrastive(Method):
         return self.heads(feature_map, self.embedder.pool(feature_map))
 
     def distance(self, query: dict[str, Tensor], gallery: dict[str, Tensor]) -> Tensor:
-        """lambda_g |g_q - g_g| + (1 - lambda_g) mean_s |l_q^s - l_g^s| + lambda_c_test [same camera] (spec 7).
+        """lambda_g |g_q - g_g| + (1 - lambda_g) mean_s |l_q^s - l_g^s| + lambda_c_test [same camera].
 
         Not squared, other than in the selection.
         """
@@ -209,7 +208,7 @@ class SelectiveContrastive(Method):
             self.banks[name].update(output[name].flatten(0, 1), rows.flatten())
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """One group; SGD has Nesterov momentum (spec 6), Adam does not read the key."""
+        """One group; SGD has Nesterov momentum, as released, and Adam does not read the key."""
         return [{**group, "nesterov": True} for group in super().param_groups()]
 
     def memory_state(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which rows of the banks an anchor is compared with (specs/selective_contrastive.md sections 4 and 5)."""
+"""Which rows of the banks an anchor is compared with: docs/methods/selective_contrastive.md, "Selection"."""
 
 from __future__ import annotations
 

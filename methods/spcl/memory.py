@@ -1,4 +1,4 @@
-"""SpCL's hybrid memory and the contrastive loss over its classes (specs/baselines.md section 2)."""
+"""SpCL's hybrid memory and the contrastive loss over its classes: docs/methods/spcl.md, "Hybrid memory" and "Loss"."""
 
 from __future__ import annotations
 

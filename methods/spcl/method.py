@@ -26,8 +26,7 @@ from methods.spcl.reliability import compact, independence_threshold, independen
 
 @dataclass(frozen=True)
 class Settings:
-    """specs/baselines.md section 2.
-
+    """Constants and switches of SpCL; docs/methods/spcl.md has the equations.
     memory: ``instances``, one row per image; or ``centroids``, Cluster Contrast's, rebuilt from fresh features each
     epoch. recluster_from: ``memory``, the instances' rows outlive the epoch and are clustered instead of features; or
     ``extract``, they are rebuilt from fresh features each epoch, as centroids always are. outliers: un-clustered images

@@ -1,5 +1,4 @@
-"""Self-paced cluster reliability (SpCL, section 3.3; specs/baselines.md section 2), without N x N label matrices.
-
+"""Self-paced cluster reliability without N x N label matrices: docs/methods/spcl.md, "Reliability".
 Labels here are (N,) int64 with clusters 0..C-1 and -1 for un-clustered images, as `core.clustering.dbscan` returns
 them. A criterion compares the cluster of an image at one eps with its cluster at another: an image pair is never
 spelled out, only the sizes of the clusters and of their overlaps are counted.

@@ -26,8 +26,7 @@ MODES = ("dual", "cap", "o2cap")
 
 @dataclass(frozen=True)
 class Settings:
-    """specs/vitc_ureid.md sections 3-5; the paper's text is not public, so most values are their sources'.
-
+    """Modes and constants, most of them a relative's, for the paper's text is not public: docs/methods/vitc_ureid.md.
     mode: ``dual`` = L_id + lambda_cam L_inter; ``cap`` = L_intra + w_inter L_inter from epoch inter_start on;
         ``o2cap`` = L_inter + the online term. CAP and O2CAP sum over cameras the mean over each camera's images.
     sampling: ``proxies`` draws P proxies x K images (CAP), ``identities`` P clusters x K as Cluster Contrast does.

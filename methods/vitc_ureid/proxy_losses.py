@@ -1,5 +1,6 @@
-"""Camera-aware proxy losses (spec vitc_ureid 5), one value per image: similarities in, (B,) losses out.
+"""Camera-aware proxy losses, one value per image: similarities in, (B,) losses out.
 
+Equations: docs/methods/vitc_ureid.md, "Losses" (L_inter, L_intra) and "Online term".
 ``logits`` (B, U) are <f_i, V_u> / tau_c over the U proxies; nothing but them carries a gradient.
 """
 

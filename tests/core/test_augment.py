@@ -54,7 +54,7 @@ def literal(image: np.ndarray, row: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def literal_rectangle(rng: random.Random) -> tuple[int, int, int, int] | None:
-    """Random erasing's rectangle as hhcl.md section 3 describes it, or None."""
+    """Random erasing's rectangle in the family's code, or None: docs/methods/shared.md, "Augmentation"."""
     if rng.random() >= 0.5:
         return None
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""Memory updates against literal loops; properties of specs hhcl 13 and baselines 8."""
+"""Memory updates against literal loops: docs/methods/shared.md, "Memories"."""
 
 from __future__ import annotations
 

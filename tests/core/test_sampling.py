@@ -1,4 +1,7 @@
-"""Batches against the rules of spec hhcl 3 and CAP's sampler (spec baselines 3)."""
+"""Batches against the rules of the family's sampler and of CAP's.
+
+docs/methods/shared.md, "Batches"; docs/methods/vitc_ureid.md, "Proxies".
+"""
 
 from __future__ import annotations
 

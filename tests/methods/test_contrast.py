@@ -1,4 +1,4 @@
-"""Cluster Contrast and HHCL by their specs (baselines.md section 8, hhcl.md section 13)."""
+"""Cluster Contrast and HHCL by the equations of docs/methods/cluster_contrast.md and docs/methods/hhcl.md."""
 
 from __future__ import annotations
 

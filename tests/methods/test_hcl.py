@@ -1,4 +1,4 @@
-"""HCL and MGCE-HCL by their spec (hcl.md section 13): granularities, memory, batches, the baseline, settings."""
+"""HCL and MGCE-HCL (docs/methods/hcl.md): granularities, memory, batches, the baseline, settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss of HCL and MGCE-HCL by their spec (hcl.md section 13), against literal loops."""
+"""The loss of HCL and MGCE-HCL against literal loops: docs/methods/hcl.md, "Hybrid loss" and "Priority"."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def literal_loss(f: Tensor, bank: Tensor, labels: Labels, indices: Tensor, *, we
 
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("keep", [True, False])
-def test_the_loss_is_the_specs_equation_written_as_loops(scene, weighted: bool, keep: bool) -> None:
+def test_the_loss_is_its_equation_written_as_loops(scene, weighted: bool, keep: bool) -> None:
     features, labels, f, batch = scene
     if not weighted:
         labels = Labels(labels.ids, {"granularities": torch.as_tensor(labels.ids)[:, None]})

@@ -1,4 +1,4 @@
-"""HHCL by its spec (hhcl.md section 13): what tests/methods/test_contrast.py, shared with its baseline, leaves open."""
+"""HHCL (docs/methods/hhcl.md): what tests/methods/test_contrast.py, shared with its baseline, leaves open."""
 
 from __future__ import annotations
 

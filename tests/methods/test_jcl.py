@@ -1,4 +1,4 @@
-"""JCL by its spec (jcl.md section 13): camera filter, joint losses and their memories."""
+"""JCL's camera filter, joint losses and their memories: docs/methods/jcl.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JCL's WaveBlock attention by its spec (jcl.md section 13): bands, attention, their place in the network."""
+"""JCL's WaveBlock attention (docs/methods/jcl.md): bands, attention, their place in the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SDFT by its spec (sdft.md section 13): SDR, SDCL, their memories, and what is left without them."""
+"""SDFT (docs/methods/sdft.md): SDR, SDCL, their memories, and what is left without them."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def literal_sdcl(f: Tensor, bank: Tensor, targets: Tensor) -> tuple[Tensor, Tens
     return torch.stack(identity).mean(), torch.stack(stripe).mean(), torch.stack(joint).mean()
 
 
-def test_the_views_of_sdcl_equal_the_spec_s_sums(generator) -> None:
+def test_the_views_of_sdcl_equal_their_sums_written_as_loops(generator) -> None:
     f, bank = unit(generator, len(TARGETS), STRIPES, DIM), unit(generator, STRIPES, CLUSTERS, DIM)
     expected = literal_sdcl(f, bank, TARGETS)
     for view, value in zip((identity_view, stripe_view, joint_view), expected, strict=True):
@@ -223,7 +223,7 @@ def test_without_blocks_and_terms_it_is_cluster_contrast_exactly(small: Embedder
     assert torch.equal(reduced.eval().embed(images)["feature"], baseline.eval().embed(images)["feature"])
 
 
-def test_the_loss_is_the_weighted_sum_of_the_spec(small: Embedder, generator) -> None:
+def test_the_loss_is_the_weighted_sum_of_its_terms(small: Embedder, generator) -> None:
     images = pictures(generator)
     weights = {"lambda_r": 0.3, "lambda_c": 0.7, "mu_s": 0.4, "tau_r": 0.1}
     method = started(sdft(small, **weights), images, torch.arange(8) % CLUSTERS)

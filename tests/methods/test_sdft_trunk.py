@@ -1,4 +1,4 @@
-"""SDFT's trunk by its spec (sdft.md section 13): fusion blocks, and where they begin in a network."""
+"""SDFT's trunk: fusion blocks (docs/methods/sdft.md, "Fusion block"), and where they begin in a network."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_with_one_stripe_and_equal_paths_the_part_path_repeats_the_global_path_e
     assert torch.equal(fused.patches, alone[:, 1:])
 
 
-def test_a_fusion_block_equals_the_spec_s_loop_over_stripes(generator) -> None:
+def test_a_fusion_block_equals_a_loop_over_stripes(generator) -> None:
     whole, part = transformer_block(generator), transformer_block(generator)
     rows, columns = 8, 3
     tokens = Tokens(

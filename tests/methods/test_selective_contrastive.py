@@ -1,4 +1,4 @@
-"""Selective contrastive learning by its spec (selective_contrastive.md section 13), against literal loops."""
+"""Selective contrastive learning against literal loops: docs/methods/selective_contrastive.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Banks of selective contrastive learning and the start of a run by its spec (selective_contrastive.md section 13)."""
+"""Banks of selective contrastive learning and the start of a run: docs/methods/selective_contrastive.md, "Banks"."""
 
 from __future__ import annotations
 

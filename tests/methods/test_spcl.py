@@ -1,4 +1,4 @@
-"""SpCL by its spec (baselines.md sections 2 and 8): the loss, the memory and the epoch."""
+"""SpCL's loss, memory and epoch: docs/methods/spcl.md."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def filled(features: Tensor, classes: Tensor) -> HybridMemory:
 
 
 def literal_loss(f: Tensor, bank: Tensor, classes: Tensor, targets: Tensor, epsilon: float) -> Tensor:
-    """The spec's sentence, image by image and class by class."""
+    """The loss as docs/methods/spcl.md writes it, image by image and class by class."""
     losses = []
     for i in range(len(f)):
         scores = [

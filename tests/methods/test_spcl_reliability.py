@@ -1,4 +1,4 @@
-"""SpCL's self-paced reliability criteria by their spec (baselines.md sections 2 and 8), alone and in the epoch."""
+"""SpCL's self-paced reliability criteria, alone and in the epoch: docs/methods/spcl.md, "Reliability"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ViTC-UReID by its spec (vitc_ureid.md section 13; CAP: baselines.md sections 3 and 8)."""
+"""ViTC-UReID, and the terms of CAP and O2CAP in it: docs/methods/vitc_ureid.md."""
 
 from __future__ import annotations
 

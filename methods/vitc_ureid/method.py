@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core import proxy_losses
 from core.backbones.net import Embedder
 from core.backbones.vit import VisionTransformer
 from core.config import Config, per_epochs
@@ -19,7 +20,6 @@ from core.losses import cluster_nll
 from core.memory import CentroidMemory, ProxyMemory
 from core.method import Method
 from core.sampling import proxy_batches
-from methods.vitc_ureid import proxy_losses
 
 MODES = ("dual", "cap", "o2cap")
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core import proxy_losses
 from core.backbones.net import build
 from core.config import Config, Sampler
 from core.data import Batch, Labels
 from core.method import Method
 from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
-from methods.vitc_ureid import proxy_losses
 from methods.vitc_ureid.method import Settings, ViTCUReID
 from tests import parity
 from tests.methods.draws import unit

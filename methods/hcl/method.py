@@ -31,7 +31,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Constants and switches of HCL, all of them assumptions: methods/hcl/README.md says on what grounds.
+    """Constants and switches of HCL, all of them assumptions: docs/methods/hcl.md says on what grounds.
 
     eps_offsets: radii of the granularities, relative to clustering.eps, whose labels (offset 0) are the base;
         [0.0] alone is HCL, more than one MGCE-HCL.

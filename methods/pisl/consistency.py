@@ -1,4 +1,7 @@
-"""Patch semantic consistency: how far a part's neighbourhood looks like the whole image's."""
+"""Patch semantic consistency: how far a part's neighbourhood looks like the whole image's.
+
+docs/methods/pisl.md, "Score".
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Diffusion over vectors of affine parameters: schedule, DDIM, the denoiser, noise that belongs to an image."""
+"""Diffusion over vectors of affine parameters: schedule, DDIM, the denoiser, noise that belongs to an image.
+
+docs/methods/pisl.md, "Diffusion of windows".
+"""
 
 from __future__ import annotations
 

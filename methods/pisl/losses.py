@@ -1,4 +1,7 @@
-"""The losses of PISL and of its ancestor PPLR."""
+"""The losses of PISL and of its ancestor PPLR.
+
+docs/methods/pisl.md, "Steering of a step" (SCD), "Refined labels" (PSC) and "Other losses".
+"""
 
 from __future__ import annotations
 

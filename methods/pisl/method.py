@@ -40,7 +40,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Symbols as in the README; ``sdm`` stripes, ``score`` jaccard and ``scd_weight`` 0 make it PPLR.
+    """Symbols as in docs/methods/pisl.md; ``sdm`` stripes, ``score`` jaccard and ``scd_weight`` 0 make it PPLR.
 
     sdm, diffusion, train_patches: where parts are; released is the official code's diffusion. timesteps T and
     sampling_steps: of the schedule and of extraction. localisation_padding: of the localisation net's convolution;

@@ -1,5 +1,6 @@
-"""The diffusion as the official repository has it: for the reproduction column only.
+"""The diffusion as the official repository has it, for the reproduction column only.
 
+docs/methods/pisl.md, "Diffusion as coded".
 The denoiser does not see theta_t, patches are cut with noised parameters, and sampling is no DDIM. Kept apart from
 ``sdm.py`` so that the method reads as the paper describes it.
 """

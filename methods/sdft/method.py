@@ -27,7 +27,7 @@ from methods.sdft.trunk import make_trunk
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes, terms and weights of SDFT, all of them assumptions: methods/sdft/README.md says on what grounds.
+    """Sizes, terms and weights of SDFT, all of them assumptions: docs/methods/sdft.md says on what grounds.
 
     blocks (F) and stripes (S): fusion blocks, of S stripes each. From two on the part path reaches g, through the
     patches that the next block reads. With F = 0, the four parts below off and ``test_feature`` global it is Cluster

@@ -1,4 +1,7 @@
-"""PISL's spatial diffusion: schedule, sampling, noise, patches, the released loop."""
+"""PISL's spatial diffusion: schedule, sampling, noise, patches, the released loop.
+
+docs/methods/pisl.md, "Diffusion of windows" and "Diffusion as coded".
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PISL's consistency scores and losses, against literal loops."""
+"""PISL's consistency scores and losses, against literal loops: docs/methods/pisl.md, "Score" and "Refined labels"."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 from core.errors import UserError
-from core.manifest import Manifest, read_manifest
+from core.manifest import NAME, Manifest, read_manifest
 from pipeline.initial import Initial, read_initial
 from pipeline.jobs import data_folder, initial_folder
 from pipeline.params import elsewhere
@@ -15,6 +15,8 @@ from pipeline.params import elsewhere
 
 def prepared(dataset: str, data: Path | None) -> Manifest:
     """The manifest of a dataset, below ``data`` or where ``prepare`` puts it."""
+    if not NAME.fullmatch(dataset):
+        raise UserError(f"a dataset cannot be called {dataset!r}: use letters, digits, '.', '_' and '-'")
     folder = data or data_folder(dataset)
     if not (folder / "manifest.csv").is_file():
         raise UserError(f"{folder} holds no prepared dataset; {prepare_hint(dataset, data)}{elsewhere()}")

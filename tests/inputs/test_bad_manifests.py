@@ -141,6 +141,12 @@ MISSING_ROWS = [
         "prepare --dataset market1501 --root DIR` first",
     ),
     Bad(
+        "a dataset whose name leads out",
+        lambda f: (f / "a").mkdir(),
+        f"train --method hhcl --dataset ../a {COMMON}",
+        r"a dataset cannot be called '\.\./a'",
+    ),
+    Bad(
         "no initial weights",
         prepared,
         TRAIN,

@@ -139,7 +139,13 @@ ROWS = [
         COMMAND.replace("m.json", "f.npz/m.json"),
         "f.npz: (Not a directory|File exists)",
     ),
-    Bad("an output that may not be written", with_(), COMMAND, "m.*Permission denied", True),
+    Bad(
+        "an output that may not be written",
+        lambda f: (with_()(f), f.chmod(0o555)),
+        COMMAND,
+        "m.*Permission denied",
+        True,
+    ),
     Bad("a method and features", with_(), f"{COMMAND} --method hhcl", "--method does not go with --features"),
     Bad("re-ranked features", with_(), f"{COMMAND} --rerank", "--rerank does not go with --features"),
     Bad(

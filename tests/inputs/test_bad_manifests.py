@@ -87,14 +87,6 @@ def image_with(change: Callable[[Path], object]) -> Make:
     return lambda folder: (prepared(folder), change(folder / "images/source/1/1.jpg"))
 
 
-def closed_for_the_cache(image: Path) -> None:
-    """An image without permissions, and a cache that anybody may write."""
-    image.chmod(0)
-    for name in ("cache", "out"):
-        Path(name).mkdir()
-        Path(name).chmod(0o777)
-
-
 def table_as_folder(folder: Path) -> None:
     """A folder where the table was."""
     (prepared(folder) / "manifest.csv").unlink()
@@ -291,7 +283,7 @@ IMAGE_ROWS = [
         "source/1/1.jpg: its pixels have more than 8 bits",
     ),
     Bad(
-        "an image that is closed", image_with(closed_for_the_cache), PRETRAIN, "source/1/1.jpg: Permission denied", True
+        "an image that is closed", image_with(lambda p: p.chmod(0)), PRETRAIN, "source/1/1.jpg: Permission denied", True
     ),
     Bad(
         "source people who are unknown",

@@ -98,6 +98,7 @@ def test_the_index_of_docs_links_every_page() -> None:
 @pytest.mark.parametrize("name", SURVEYED)
 def test_a_method_s_readme_and_settings_name_the_page_of_its_equations(name: str) -> None:
     folder, page = methods.folder(name), f"docs/methods/{name}.md"
-    assert f"](../../{page})" in (folder / "README.md").read_text()
-    assert f'{page}, "Settings"' in prose(folder / "config.yaml")
-    assert f"](../../methods/{name}/README.md)" in (ROOT / page).read_text()
+    assert (ROOT / page).is_file(), f"{page} is missing: equations by name, settings and where each comes from"
+    assert f"](../../{page})" in (folder / "README.md").read_text(), f"methods/{name}/README.md does not link {page}"
+    assert f'{page}, "Settings"' in prose(folder / "config.yaml"), f"methods/{name}/config.yaml does not cite {page}"
+    assert f"](../../methods/{name}/README.md)" in (ROOT / page).read_text(), f"{page} does not link the README"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from core.errors import UserError
+
+# How long a rank waits for the others: rank 0 clusters alone, on large data for longer than NCCL's 10 minutes.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class ProcessGroup:
 def start(device: str) -> ProcessGroup:
     """Join the processes that torchrun started, or be the only one.
 
-    ``device`` is ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
+    ``device`` is ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``. A rank that ends takes the others with it
+    (torchrun sees to that), so that they need not be told by a time-out.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,7 +59,7 @@ def start(device: str) -> ProcessGroup:
     if device == "cuda":
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     return ProcessGroup(dist.get_rank(), dist.get_world_size(), place)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,9 +71,12 @@ class Trainer:
         streams: Streams,
         checkpoint: Checkpoint,
         group: ProcessGroup,
+        watch: Callable[[list[dict[str, Any]]], None] | None = None,
     ) -> None:
+        """``watch`` is shown the history on rank 0 after every epoch, once it is saved."""
         self.method, self.data, self.config = method, data, config
         self.streams, self.checkpoint, self.group = streams, checkpoint, group
+        self.watch = watch
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         method.to(group.device, self.dtype)
         method.to(memory_format=torch.channels_last)  # a quarter faster on the CPU too
@@ -123,6 +126,8 @@ class Trainer:
                     "progress": vars(self.progress),
                 }
             )
+            if self.watch:
+                self.watch(self.progress.history)
         wait(self.group)
 
     def _epoch(self, epoch: int) -> None:

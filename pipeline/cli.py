@@ -16,12 +16,14 @@ import datasets
 import methods
 from core.backbones.net import BACKBONES
 from core.errors import UserError
+from core.tracking import TRACKERS
 from evaluation import protocol as protocols
 from pipeline.layers import profiles
 from pipeline.params import MOST_THREADS, Params
 from pipeline.params import read_params as read_params_file
 
 USER_ERROR = 2
+INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 
 class Verb(NamedTuple):
@@ -90,7 +92,7 @@ def parser(verb: str, description: str) -> argparse.ArgumentParser:
 
 def run_verb(verb: str, argv: Sequence[str] | None = None) -> None:
     """Run an entry point by its name; the module is imported only now."""
-    run_main(import_module(VERBS[verb].module).main, argv)
+    run_main(lambda given: int(import_module(VERBS[verb].module).main(given)), argv)
 
 
 def add_run_arguments(arguments: argparse.ArgumentParser) -> None:
@@ -100,6 +102,11 @@ def add_run_arguments(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument("--backbone", help="what embeds images; default: the method's kind in params.yaml")
     add_params_arguments(arguments)
     add_machine_arguments(arguments)
+
+
+def add_track_argument(arguments: argparse.ArgumentParser) -> None:
+    """The argument that says where a training can be watched beside its history.csv."""
+    arguments.add_argument("--track", choices=TRACKERS, help="show every epoch there too; files are in CACHE/progress")
 
 
 def add_params_arguments(arguments: argparse.ArgumentParser) -> None:
@@ -150,7 +157,7 @@ def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | 
     """Run an entry point; an error of the user's making is one message on stderr and exit status 2.
 
     What the system refuses (a full disk, a missing permission, memory) is such an error; any other exception is a
-    fault of the program and keeps its traceback.
+    fault of the program and keeps its traceback. Ctrl-C is one line that says what can be resumed, and status 130.
     """
     try:
         status = main(argv)
@@ -163,4 +170,10 @@ def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | 
     except (MemoryError, torch.OutOfMemoryError) as error:
         print(f"error: out of memory: {error}; use fewer --jobs or a smaller batch", file=sys.stderr)
         status = USER_ERROR
+    except KeyboardInterrupt:
+        print(
+            "interrupted; the same command goes on: what is finished stays, training resumes at its epoch",
+            file=sys.stderr,
+        )
+        status = INTERRUPTED
     sys.exit(status)

@@ -20,6 +20,7 @@ from core.lock import locked_by_main
 from core.manifest import Manifest
 from core.provenance import provenance
 from core.rng import Streams
+from core.tracking import Tracker, check_tracker
 from pipeline import cli, needed
 from pipeline.assemble import build_method, run_key, training_data
 from pipeline.initial import Initial
@@ -36,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--initial", type=Path, help="folder of `pretrain`; default: initial/DATASET-BACKBONE")
     arguments.add_argument("--out", type=Path, help="default: results/training/METHOD-DATASET-BACKBONE-SEED")
     arguments.add_argument("--cache", type=Path, default=CACHE, help="images and checkpoints")
+    cli.add_track_argument(arguments)
     options = arguments.parse_args(argv)
+    check_tracker(options.track)
 
     params = cli.read_params(options)
     backbone = choose_backbone(options.method, params, options.backbone)
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = options.out or Job(options.method, options.dataset, run.backbone, options.seed).trained
     group = distributed.start(options.device)
     try:
-        record = train(run, manifest, initial, options.seed, out, group, options.cache)
+        record = train(run, manifest, initial, options.seed, out, group, options.cache, options.track)
     finally:
         distributed.finish(group)
     if group.main:
@@ -67,12 +70,14 @@ def train(
     out: Path,
     group: ProcessGroup,
     cache: Path = CACHE,
+    track: str | None = None,
 ) -> dict[str, Any]:
     """Train a run, resuming what an interrupted one left, and write ``out``; another process at it is FolderInUse.
 
     Writes ``weights/epoch_NNN.pt`` every ``eval_every`` epochs and for the last, ``history.csv`` (one row per
     epoch), ``labels.npz`` (the pseudo-labels of every epoch, for the audit) and ``train.json``. Returns the
-    content of ``train.json``; its ``status`` is ``ok``, or ``failed`` with the reason.
+    content of ``train.json``; its ``status`` is ``ok``, or ``failed`` with the reason. Meanwhile the run can be watched
+    in ``cache/progress`` (``Tracker``).
     """
     needs = methods.load(run.method).needs(run.config)
     data, capacity = training_data(run, manifest, needs, initial, group, cache)
@@ -82,7 +87,8 @@ def train(
     key = {**run_key(run, manifest, needs, initial, seed, group), "name": run.name}
     checkpoint = Checkpoint(cache / "checkpoints", key)
     with locked_by_main(group, checkpoint.folder, out):
-        progress = Trainer(method, data, run.config, streams, checkpoint, group).fit()
+        with Tracker(cache / "progress" / Job(run.name, manifest.name, run.backbone, seed).name, track) as tracker:
+            progress = Trainer(method, data, run.config, streams, checkpoint, group, tracker.update).fit()
         record = {
             "status": "failed" if progress.failure else "ok",
             "reason": progress.failure,

@@ -137,8 +137,11 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(world: TinyWorld
             kills += process.wait() == -signal.SIGKILL
     assert kills == 2, "the run ended before it could be killed; make it longer"
     assert not (tmp_path / "killed/train.json").exists()
+    watched = tmp_path / f"cache/progress/{method}-rendered-resnet18_half-0/history.csv"
+    assert pd.read_csv(watched)["epoch"].tolist() in ([1], [1, 2], [1, 2, 3])
     subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     assert same(weights(tmp_path / "whole", 4), weights(tmp_path / "killed", 4))
+    assert watched.read_text() == (tmp_path / "killed/history.csv").read_text()
     kept = [sorted(os.listdir(tmp_path / name / "weights")) for name in ("whole", "killed")]
     assert kept[0] == kept[1]
     histories = [pd.read_csv(tmp_path / name / "history.csv") for name in ("whole", "killed")]

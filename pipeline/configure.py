@@ -56,8 +56,7 @@ def shown(name: str, dataset: str, params: Params, options: argparse.Namespace) 
 
 def write(file: Path, run: Run) -> None:
     """The run's configuration with the hash of its code."""
-    record = {**run.record(), "code": code_hash(run.method)}
-    write_json(file, record)
+    write_json(file, {**run.record(), "code": code_hash(run.method)})
 
 
 if __name__ == "__main__":

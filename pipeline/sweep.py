@@ -1,30 +1,27 @@
 """Run every job of params.yaml without DVC, several at once: for machines that have no DVC, or room for many jobs.
 
-A job whose result was made by the same settings, code, data and initial weights is left alone.
+A job whose result was made by the same settings, code, data and initial weights is left alone. Each job is a process of
+its own, which ends with the sweep; jobs are dealt out over the visible CUDA devices. One that fails or is killed is
+reported with its log, and the others go on.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import sys
-import traceback
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from core.errors import UserError
 from core.files import UNKNOWN_FILES, changed
+from core.tracking import check_tracker
 from pipeline import cli
 from pipeline.jobs import Job, data_folder, initial_folder, jobs
 from pipeline.params import Params, Rendered
+from pipeline.processes import LOGS, Step, run_all
 from pipeline.settings import code_hash, resolve_run
 
 
@@ -32,22 +29,16 @@ class JobsFailed(UserError):
     """Some jobs ended with an error; the message names them and their logs."""
 
 
-class Step(NamedTuple):
-    """An entry point, pipeline.MODULE, and its command line."""
-
-    module: str
-    arguments: list[str]
-
-
 @dataclass(frozen=True)
 class Machine:
-    """How jobs are run: how many at once, on what device, with how many threads each, from which settings file."""
+    """How jobs are run: how many at once, on what device, with how many threads, by which settings, watched how."""
 
     parallel: int
     device: str
     threads: int
     params: Path
     profile: str
+    track: str | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,44 +56,58 @@ def add_arguments(arguments: Any) -> None:
     arguments.add_argument("--jobs", type=int, default=1, help="jobs at once; each takes --threads CPU threads")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings file")
     arguments.add_argument("--profile", help="a file of profiles/; default: params.yaml's")
+    cli.add_track_argument(arguments)
     cli.add_machine_arguments(arguments)
 
 
 def machine(options: Any, params: Params) -> Machine:
     """The machine that the options of ``add_arguments`` describe."""
     threads = cli.threads(options, params)
-    return Machine(options.jobs, options.device, threads, options.params, params.profile)
+    check_tracker(options.track)
+    return Machine(options.jobs, options.device, threads, options.params, params.profile, options.track)
 
 
 def run_missing(wanted: Sequence[Job], params: Params, on: Machine) -> None:
     """Prepare, pre-train, train and evaluate what has no current result yet.
 
-    Raises JobsFailed after all other jobs are done, naming each job that ended with an error and its log.
+    Raises JobsFailed after all that can be done is done, naming each job that failed and its log.
     """
-    prepare_missing(wanted, params, on)
-    missing = [job for job in dict.fromkeys(wanted) if not is_current(job, params)]
-    run_all({job.name: job_steps(job, on) for job in missing}, on.parallel)
+    failed = run_all(preparations(wanted, params, on), on.parallel, on.device)
+    ready = [job for job in dict.fromkeys(wanted) if f"prepare-{job.dataset}" not in failed]
+    failed |= run_all(warm_starts(ready, on), on.parallel, on.device)
+    ready = [job for job in ready if f"pretrain-{job.dataset}-{job.backbone}" not in failed]
+    missing = [job for job in ready if not is_current(job, params)]
+    failed |= run_all({job.name: job_steps(job, on) for job in missing}, on.parallel, on.device)
+    if failed:
+        waiting = len(set(wanted)) - len(ready)
+        also = f" ({waiting} more lack what these should have made)" if waiting else ""
+        told = [f"  {LOGS / f'{name}.log'}: {why}" for name, why in failed.items()]
+        raise JobsFailed(f"failed: {len(failed)}{also}. The same command does again what failed.\n" + "\n".join(told))
 
 
-def prepare_missing(wanted: Sequence[Job], params: Params, on: Machine) -> None:
-    """Data and warm starts that are not there yet; a warm start is not redone when settings change (DVC does that)."""
-    preparing = {}
+def preparations(wanted: Sequence[Job], params: Params, on: Machine) -> dict[str, list[Step]]:
+    """The datasets that are not there yet."""
+    steps = {}
+    drawn = params.rendered
+    drawing = ["--size", drawn.size, "--world", str(drawn.world)]
+    drawing += ["--device", "cuda" if on.device != "cpu" and torch.cuda.is_available() else "cpu"]
     for dataset in dict.fromkeys(job.dataset for job in wanted):
-        drawn = params.rendered
         if (data_folder(dataset) / "dataset.json").is_file():
             refuse_other_world(dataset, drawn)
         else:
-            rendered = ["--size", drawn.size, "--world", str(drawn.world)]
-            rendered += ["--device", "cuda" if on.device != "cpu" and torch.cuda.is_available() else "cpu"]
             place = ["--root", params.data_root, "--out", str(data_folder(dataset))]
-            preparing[f"prepare-{dataset}"] = [Step("prepare", ["--dataset", dataset, *place, *rendered])]
-    run_all(preparing, on.parallel)
-    starting = {}
+            steps[f"prepare-{dataset}"] = [Step("prepare", ["--dataset", dataset, *place, *drawing])]
+    return steps
+
+
+def warm_starts(wanted: Sequence[Job], on: Machine) -> dict[str, list[Step]]:
+    """Initial weights that are not there yet; they are not made again when settings change (DVC does that)."""
+    steps = {}
     for dataset, backbone in dict.fromkeys((job.dataset, job.backbone) for job in wanted):
         if not (initial_folder(dataset, backbone) / "initial.json").is_file():
             where = ["--dataset", dataset, "--backbone", backbone, "--params", str(on.params), "--profile", on.profile]
-            starting[f"pretrain-{dataset}-{backbone}"] = [Step("pretrain", [*where, *computing(on)])]
-    run_all(starting, on.parallel)
+            steps[f"pretrain-{dataset}-{backbone}"] = [Step("pretrain", [*where, *computing(on)])]
+    return steps
 
 
 def refuse_other_world(dataset: str, drawn: Rendered) -> None:
@@ -121,7 +126,8 @@ def job_steps(job: Job, on: Machine) -> list[Step]:
     """Training, then evaluation."""
     where = ["--method", job.run, "--dataset", job.dataset, "--seed", str(job.seed), "--backbone", job.backbone]
     where += ["--params", str(on.params), *computing(on)]
-    return [Step("train", [*where, "--profile", on.profile]), Step("evaluate", where)]
+    watched = ["--track", on.track] if on.track else []
+    return [Step("train", [*where, "--profile", on.profile, *watched]), Step("evaluate", where)]
 
 
 def computing(on: Machine) -> list[str]:
@@ -142,46 +148,6 @@ def is_current(job: Job, params: Params) -> bool:
     initial = json.loads((initial_folder(job.dataset, job.backbone) / "initial.json").read_text())
     made_by = (record["run"]["config_hash"], record["code"], record["data"]["fingerprint"], record["initial"]["sha256"])
     return made_by == (run.config.digest(), code_hash(run.method), data["fingerprint"], initial["sha256"])
-
-
-def run_all(work: Mapping[str, Sequence[Step]], parallel: int) -> None:
-    """Run each entry's steps one after the other, ``parallel`` entries at once, into one log per entry.
-
-    A worker process takes one entry after the other: importing torch and waking a GPU takes longer than a short run.
-
-    Raises JobsFailed naming the entries that ended with an error.
-    """
-    if not work:
-        return
-    logs = Path("results/logs")
-    logs.mkdir(parents=True, exist_ok=True)
-    failed = []
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max(1, min(parallel, len(work))), mp_context=spawned) as pool:
-        running = {pool.submit(run_logged, steps, logs / f"{name}.log"): name for name, steps in work.items()}
-        for done in tqdm(as_completed(running), "jobs", len(running)):
-            if done.exception() or not done.result():
-                failed.append(running[done])
-    if failed:
-        told = [f"{logs / f'{name}.log'}: {last_line(logs / f'{name}.log')}" for name in sorted(failed)]
-        raise JobsFailed(f"{len(failed)} of {len(work)} jobs ended with an error:\n" + "\n".join(told))
-
-
-def run_logged(steps: Sequence[Step], log: Path) -> bool:
-    """Run the entry points until one fails; what they print goes to ``log``. Returns whether all succeeded."""
-    with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
-        try:
-            return all(import_module(f"pipeline.{step.module}").main(step.arguments) == 0 for step in steps)
-        except (Exception, SystemExit) as error:  # whatever it is, it must not end the other jobs
-            traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
-            return False
-
-
-def last_line(log: Path) -> str:
-    """What a failed job said last."""
-    text = log.read_text() if log.is_file() else ""
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "no output: its process died")
 
 
 if __name__ == "__main__":

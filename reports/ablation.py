@@ -15,7 +15,7 @@ from pipeline.settings import FULL
 from reports.compare import NOTE as COMPARISON_NOTE
 from reports.compare import Cell, SharedWeights, cells, compare_family
 from reports.record import Result, read_result
-from reports.table import MAIN, figures, leaderboard, mean_and_sd, warn_of_quarantined
+from reports.table import MAIN, figures, leaderboard, mean_and_sd, warn_of_unusable
 from reports.text import intervals, markdown_table, number, signed
 
 COLUMNS = [
@@ -44,7 +44,7 @@ def read_rows(wanted: Mapping[str, Sequence[Job]]) -> dict[str, list[Result]]:
         row: [read_result(job.evaluated) for job in listed if (job.evaluated / "result.json").is_file()]
         for row, listed in wanted.items()
     }
-    warn_of_quarantined([result for results in found.values() for result in results])
+    warn_of_unusable([result for results in found.values() for result in results])
     return {row: results for row, results in found.items() if results}
 
 

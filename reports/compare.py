@@ -23,7 +23,7 @@ from pipeline.settings import split_name
 from reports.published import read_published
 from reports.record import Result
 from reports.statistics import DRAWS, holm, identity_weights, paired_bootstrap, sign_flip_p
-from reports.table import CEILING, FLOOR, KEY, place, read_results, warn_of_quarantined
+from reports.table import CEILING, FLOOR, KEY, place, read_results, warn_of_unusable
 from reports.text import intervals, markdown_table, number, signed
 
 NO_CAMERA = "no_cam"  # variant of a baseline that trains without cameras
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parse_args(argv)
     params = cli.read_params(options)
     results = read_results(params)
-    warn_of_quarantined(results)
+    warn_of_unusable(results)
     table = compare(results)
     write_csv(options.out / "comparison.csv", table)
     text = markdown(table)

@@ -1,4 +1,4 @@
-"""Gather all runs into one table: CSV for machines, Markdown for people, curves as a picture."""
+"""Gather all runs into one table: CSV for machines, Markdown for people, curves as a picture and for DVC."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 import datasets
-from core.files import replacing, write_csv, write_text
+from core.files import replacing, write_csv, write_json, write_text
 from evaluation import metrics
 from pipeline import cli
 from pipeline.params import Params
@@ -17,8 +17,9 @@ from reports.compare import NOTE as COMPARISON_NOTE
 from reports.compare import compare, difference_table, to_baseline
 from reports.published import rows as published_rows
 from reports.record import Result
-from reports.table import MAIN, leaderboard, read_results, warn_of_quarantined
-from reports.text import markdown_table, number
+from reports.summary import curves, summary
+from reports.table import MAIN, NOT_RUN, leaderboard, read_results, warn_of_unusable
+from reports.text import NONE, markdown_table, number
 
 SHOWN = {
     "method": "method",
@@ -67,19 +68,22 @@ PUBLISHED_NOTE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write leaderboard.csv and .md, and print the table."""
+    """Write leaderboard.csv and .md, curves.png and .csv and summary.json, and print the table."""
     arguments = cli.parser("leaderboard", __doc__ or "")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
     arguments.add_argument("--out", type=Path, default=Path("results"), help="folder to write")
     options = arguments.parse_args(argv)
     params = cli.read_params(options)
     results = read_results(params)
-    warn_of_quarantined(results)
+    warn_of_unusable(results)
     table = compared_table(results)
     write_csv(options.out / "leaderboard.csv", table)
     text = markdown(table)
     write_text(options.out / "leaderboard.md", text)
-    draw_curves(params, results, options.out / "curves.png")
+    made = [result for result in results if result.record["status"] != NOT_RUN]
+    draw_curves(params, made, options.out / "curves.png")
+    write_csv(options.out / "curves.csv", curves(made))
+    write_json(options.out / "summary.json", summary(results))
     print(text)
     return 0
 
@@ -112,13 +116,14 @@ def main_table(part: pd.DataFrame) -> str:
     formats |= {"sd": MAIN.form, "gain": f"+{MAIN.form}", f"{MAIN.title} best-on-test": MAIN.form}
     for column, form in formats.items():
         shown[column] = [number(value, form) for value in shown[column]]
+    shown[["cameras", "initial weights"]] = shown[["cameras", "initial weights"]].fillna(NONE)
     shown["fidelity"] = [value if isinstance(value, str) else "reference" for value in shown["fidelity"]]
     return markdown_table(shown)
 
 
 def cost_table(part: pd.DataFrame) -> str:
     """Markdown of what each run that trains costs."""
-    shown = part.loc[part["images_seen"] > 0, list(COST)].rename(columns=COST)
+    shown = part.loc[pd.to_numeric(part["images_seen"]) > 0, list(COST)].rename(columns=COST)
     for column in list(COST.values())[3:]:
         form = ".0f" if column.startswith(("images", "s ")) else ".1f"
         shown[column] = [number(value, form) for value in shown[column]]
@@ -164,8 +169,9 @@ def draw_curves(params: Params, results: Sequence[Result], file: Path) -> None:
         run = result.record["run"]
         if result.record["seed"] == seed and result.record.get("fold") == folds[run["dataset"]]:
             shown.setdefault(run["backbone"], []).append(result)
-    figure, rows = pyplot.subplots(len(shown), 3, figsize=(14, 3.8 * len(shown)), squeeze=False, layout="constrained")
-    for axes, (backbone, listed) in zip(rows, shown.items(), strict=True):
+    height = max(1, len(shown))  # a picture without lines where nothing was run
+    figure, rows = pyplot.subplots(height, 3, figsize=(14, 3.8 * height), squeeze=False, layout="constrained")
+    for axes, (backbone, listed) in zip(rows, shown.items(), strict=False):
         for colour, result in enumerate(listed):
             draw_run(axes, result, matplotlib.colormaps["tab20"](colour % 20))
         for axis, title in zip(axes, PANELS.values(), strict=True):
@@ -179,9 +185,9 @@ def draw_curves(params: Params, results: Sequence[Result], file: Path) -> None:
 
 def draw_run(axes: Sequence[Any], result: Result, colour: Any) -> None:
     """One run's lines; labels that pair no two images (instance discrimination) have no quality to draw."""
-    curves = pd.read_csv(result.folder / "curves.csv")
-    paired = "audit_pair_recall" in curves and (curves["audit_pair_recall"] > 0).any()
+    table = pd.read_csv(result.folder / "curves.csv")
+    paired = "audit_pair_recall" in table and (table["audit_pair_recall"] > 0).any()
     for axis, column in zip(axes, PANELS, strict=True):
-        line = curves.dropna(subset=[column]) if column in curves else curves[:0]
+        line = table.dropna(subset=[column]) if column in table else table[:0]
         if len(line) > 1 and (column == MAIN.name or paired):
             axis.plot(line["epoch"], line[column], marker=".", color=colour, label=result.record["run"]["name"])

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from datasets import split_fold
 from evaluation import metrics
 from evaluation.metrics import Metric
-from pipeline.jobs import jobs
+from pipeline.jobs import Job, jobs
 from pipeline.layers import variants
 from pipeline.params import Params
+from pipeline.settings import resolve_run
 from reports.published import REFERENCES, fidelity, row_of
 from reports.record import Result, read_result
 from reports.text import number
@@ -46,18 +48,39 @@ COLUMNS = [
 ]
 # The two rows that frame the others: no training, and training with the labels.
 FLOOR, CEILING = REFERENCES
+NOT_RUN = "not run"
 
 
 def read_results(params: Params) -> list[Result]:
-    """Checked results of the runs that params.yaml asks for; raises UserError for one that is missing."""
-    return [read_result(job.evaluated) for job in jobs(params)]
+    """Checked results of the jobs that params.yaml asks for; of one without a result, that it was ``not run``."""
+    return [
+        read_result(job.evaluated) if (job.evaluated / "result.json").is_file() else not_run(job, params)
+        for job in jobs(params)
+    ]
 
 
-def warn_of_quarantined(results: Sequence[Result]) -> None:
-    """Print one line on stderr for each result whose files contradict themselves."""
+def not_run(job: Job, params: Params) -> Result:
+    """What stands in the place of a job's result until there is one."""
+    dataset, fold = split_fold(job.dataset)
+    run = resolve_run(job.run, job.dataset, params.profile, params.overrides, backbone=job.backbone)
+    record = {
+        "status": NOT_RUN,
+        "reason": None,
+        "run": {**run.record(), "dataset": dataset},
+        "fold": fold,
+        "seed": job.seed,
+    }
+    return Result(record, None, job.evaluated)
+
+
+def warn_of_unusable(results: Sequence[Result]) -> None:
+    """Say on stderr which results contradict themselves, and which jobs have none."""
     for result in results:
         if result.record["status"] == "quarantined":
             print(f"quarantined: {result.record['reason']}", file=sys.stderr)
+    missing = [result.folder.name for result in results if result.record["status"] == NOT_RUN]
+    if missing:
+        print(f"not run: {len(missing)} of {len(results)} jobs: {', '.join(missing)}", file=sys.stderr)
 
 
 def leaderboard(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -99,6 +122,26 @@ def place(run: dict[str, Any]) -> tuple[Any, ...]:
 
 def row(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row of one group of seeds; means and sd are over the seeds that finished."""
+    made = [record for record in group if record["status"] != NOT_RUN]
+    return result_row(made, len(group)) if made else empty_row(group[0]["run"])
+
+
+def empty_row(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a run of which no seed has a result: what is known of it beforehand."""
+    published = row_of(run["method"], run["variant"], run["backbone"], run["dataset"])
+    return {
+        **dict.fromkeys(COLUMNS),
+        **{name: run[name] for name in KEY},
+        "seeds": 0,
+        **{f"published_{judge.name}": published and published.figure(judge.name) for judge in metrics.JUDGES},
+        "fidelity": fidelity(run["method"], run["variant"]),
+        "selection": "last",
+        "status": NOT_RUN,
+    }
+
+
+def result_row(group: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:
+    """The row of the results that there are, of so many ``wanted``."""
     first = group[0]
     run, config = first["run"], first["run"]["config"]
     done = [record for record in group if record["status"] == "ok"]
@@ -119,7 +162,7 @@ def row(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "images_seen": mean([record["cost"]["images_seen"] for record in group]),
         "minutes": mean([record["cost"]["seconds_total"] / 60 for record in group]),
         "peak_memory_gib": peak([record["cost"] for record in group]),
-        "status": status(group),
+        "status": status(group, wanted),
         **{f"{name}_best_on_test_mean": mean(values) for name, values in best.items()},
         "images_per_second": mean([throughput(record) for record in group]) if trains else None,
         **{f"seconds_{phase}": mean([seconds(record, phase) for record in group]) for phase in PHASES if trains},
@@ -171,14 +214,16 @@ def peak(costs: Sequence[dict[str, Any]]) -> float | None:
     return max(known) / 2**30 if known else None
 
 
-def status(group: Sequence[dict[str, Any]]) -> str:
-    """``ok``, or how many seeds failed or were quarantined and why the first was."""
+def status(group: Sequence[dict[str, Any]], wanted: int) -> str:
+    """``ok``, or how many seeds failed or were quarantined, why the first was, and how many were not run."""
     told = []
     unit = "seeds" if group[0].get("fold") is None else "runs"
     for state in ("failed", "quarantined"):
         bad = [record for record in group if record["status"] == state]
         if bad:
             told.append(f"{state} ({len(bad)} of {len(group)} {unit}): {bad[0]['reason']}")
+    if len(group) < wanted:
+        told.append(f"{NOT_RUN} ({wanted - len(group)} of {wanted} {unit})")
     return "; ".join([*told, *filter(None, [missing_folds(group)])]) or "ok"
 
 

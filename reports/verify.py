@@ -29,7 +29,7 @@ from reports import leaderboard
 from reports.published import Row
 from reports.published import rows as published_rows
 from reports.record import Result, read_result
-from reports.table import KEY, per_seed, setting, warn_of_quarantined
+from reports.table import KEY, per_seed, setting, warn_of_unusable
 from reports.text import markdown_table, number
 
 TOLERANCE = 1.0  # points of mAP, at the least: what identical seeds of published code differ by
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--update", action="store_true", help="write the reference from the present results")
     options = arguments.parse_args(argv)
     results = present_results(cli.read_params(options))
-    warn_of_quarantined(results)
+    warn_of_unusable(results)
     if options.update:
         for file in update(results, options.reference):
             print(f"wrote {file}")

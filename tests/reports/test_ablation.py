@@ -15,7 +15,7 @@ import yaml
 import methods
 from core.config import ConfigError
 from core.validation import read
-from pipeline import ablation, sweep
+from pipeline import ablation
 from pipeline.jobs import ROOT, Job, jobs
 from pipeline.layers import method_config
 from pipeline.params import Params
@@ -106,18 +106,6 @@ def test_a_difference_is_paired_by_query_and_seed(
     assert only["verdict"] == "worse"
     assert only["changes"] == "settings.w_hard=1.0, settings.w_mean=0.0"
     assert pd.isna(table.loc["full", "difference"])
-
-
-def test_jobs_that_end_in_an_error_are_named_with_their_last_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    good = sweep.Step("prepare", ["--dataset", "rendered", "--size", "tiny", "--out", "data/rendered"])
-    bad = sweep.Step("prepare", ["--dataset", "rendered", "--size", "huge", "--out", "data/other"])
-    with pytest.raises(sweep.JobsFailed, match=r"1 of 2 jobs .*\n.*second\.log: error: .*huge"):
-        sweep.run_all({"first": [good], "second": [bad, good]}, 2)
-    assert (tmp_path / "data/rendered/manifest.csv").is_file()
-    assert not (tmp_path / "data/other/manifest.csv").is_file()
 
 
 def test_jobs_are_every_run_of_every_kind_with_every_seed() -> None:

@@ -1,0 +1,158 @@
+"""A sweep's jobs: each a process of its own, which fails alone, has a device of its own and ends with the sweep."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+import yaml
+
+from pipeline import processes, sweep
+from pipeline.jobs import ROOT
+from pipeline.processes import Step
+from reports import leaderboard
+from tests.conftest import TinyWorld
+
+PARAMS = {
+    "profile": "tiny",
+    "datasets": ["market1501", "rendered"],
+    "backbones": {"cnn": "resnet18_half"},
+    "runs": {"cnn": ["warm_start"]},
+    "seeds": [0],
+    "threads": 1,
+    "rendered": {"size": "tiny", "world": 1},
+    "launch": "python",
+    "data_root": "nowhere",
+}
+
+
+def prepare(size: str, out: str) -> Step:
+    """Draw the dataset: short for ``tiny``, longer than any test for ``large``."""
+    return Step("prepare", ["--dataset", "rendered", "--size", size, "--out", out])
+
+
+def wait_for(found: Callable[[], object], seconds: float = 60) -> bool:
+    """Whether ``found`` came true within so many seconds."""
+    end = time.monotonic() + seconds
+    while not found() and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(found())
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_failed_and_a_killed_job_are_named_with_their_reasons_and_the_others_go_on(here: Path) -> None:
+    def kill() -> None:
+        mine = psutil.Process().children
+        wait_for(lambda: any("doomed" in " ".join(child.cmdline()) for child in mine()))
+        next(child for child in mine() if "doomed" in " ".join(child.cmdline())).kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    work = {
+        "killed": [prepare("large", "data/doomed")],
+        "refused": [prepare("huge", "data/refused"), prepare("tiny", "data/never")],
+        "good": [prepare("tiny", "data/rendered")],
+    }
+    failed = processes.run_all(work, 2, "cpu")
+    killer.join()
+    assert set(failed) == {"killed", "refused"}
+    assert failed["killed"] == "killed by SIGKILL"
+    assert failed["refused"].startswith("error: ")
+    assert "huge" in failed["refused"]
+    assert (here / "data/rendered/manifest.csv").is_file()
+    assert not (here / "data/never").exists(), "a job stops at its first failed step"
+
+
+@pytest.mark.slow
+def test_a_dataset_that_cannot_be_prepared_leaves_the_other_jobs_and_a_row_not_run(
+    here: Path, world: TinyWorld
+) -> None:
+    for folder, made in (("data/rendered", world.data), ("initial/rendered-resnet18_half", world.initial)):
+        (here / folder).parent.mkdir()
+        (here / folder).symlink_to(made)
+    (here / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    with pytest.raises(sweep.JobsFailed, match=r"1 more lack.*\n.*prepare-market1501\.log: error: market1501.*nowhere"):
+        sweep.main(["--device", "cpu"])
+    assert leaderboard.main([]) == 0
+    table = pd.read_csv(here / "results/leaderboard.csv").set_index("dataset")
+    assert list(table["status"]) == ["not run", "ok"]
+    assert pd.isna(table.loc["market1501", "mAP_mean"])
+    assert table.loc["rendered", "mAP_mean"] > 0
+
+
+@pytest.mark.slow
+def test_jobs_are_dealt_out_over_the_cuda_devices(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert processes.run_all({name: [Step("prepare", ["--help"])] for name in "abc"}, 3, "auto") == {}
+    told = [(here / f"results/logs/{name}.log").read_text().splitlines()[0] for name in "abc"]
+    assert told == [f"$ CUDA_VISIBLE_DEVICES={i} python -m pipeline prepare --help" for i in (0, 1, 0)]
+
+
+def test_devices_keep_the_names_under_which_they_are_visible_and_a_cpu_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert processes.visible_devices("auto") == ["4", "7"]
+    assert processes.visible_devices("cpu") == []
+    assert processes.least_busy([], []) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_job_outlives_its_sweep_and_ctrl_c_is_one_line(end: signal.Signals, here: Path) -> None:
+    params = {**PARAMS, "datasets": ["rendered"], "rendered": {"size": "large", "world": 0}}
+    (here / "params.yaml").write_text(yaml.safe_dump(params))
+    command = [sys.executable, "-m", "pipeline", "sweep", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (here / "told").open("w") as told:
+        process = subprocess.Popen(command, env=environment, stderr=told, start_new_session=True)
+    log = here / "results/logs/prepare-rendered.log"
+    assert wait_for(lambda: log.is_file() and "rendering" in log.read_text()), "the job is at work"
+    workers = psutil.Process(process.pid).children()
+    assert workers
+    if end == signal.SIGINT:
+        os.killpg(process.pid, end)  # as a terminal does
+    else:
+        process.send_signal(end)
+    assert process.wait(30) == (130 if end == signal.SIGINT else -end)
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    lines = [line for line in (here / "told").read_text().splitlines() if line and not line.startswith("jobs:")]
+    if end == signal.SIGINT:
+        assert len(lines) == 1
+        assert lines[0].startswith("interrupted; the same command goes on")
+        assert "Traceback" not in log.read_text()
+    else:
+        assert lines == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_training_is_one_line_and_exit_status_130(world: TinyWorld, tmp_path: Path) -> None:
+    arguments = world.train_arguments("hhcl", tmp_path / "out", "--set", "schedule.iterations=10000")
+    arguments += ["--cache", str(tmp_path / "cache")]
+    with (tmp_path / "told").open("w") as told:
+        process = subprocess.Popen([sys.executable, "-m", "pipeline", "train", *arguments], cwd=ROOT, stderr=told)
+    assert wait_for(lambda: "train" in (tmp_path / "told").read_text()), "it is in its first epoch"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    told = (tmp_path / "told").read_text()
+    assert "Traceback" not in told
+    assert told.splitlines()[-1].startswith("interrupted; the same command goes on")

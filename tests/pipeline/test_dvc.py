@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,7 +35,7 @@ class Clone:
         self.folder = folder
         listed = self._git("ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT)
         for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file() and not name.startswith(("results/", "dvc.lock")):
+            if (ROOT / name).is_file() and not name.startswith("results/"):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / name, folder / name)
         self.set_params(**PARAMS)
@@ -119,13 +121,33 @@ def test_a_second_repro_runs_nothing(clone: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_metrics_and_curves_are_visible_to_dvc(clone: Clone) -> None:
-    metrics = json.loads(clone.dvc("metrics", "show", "--json"))[""]["data"]
-    shown = metrics["results/runs/hhcl-rendered-resnet18_half-0/metrics.json"]["data"]
-    assert 0 < shown["mAP"] <= 1
-    page = clone.dvc("plots", "show", "-o", str(clone.folder / "plots_page"))
-    assert "index.html" in page
-    assert "hhcl-rendered-resnet18_half-0" in (clone.folder / "plots_page/index.html").read_text()
+def test_dvc_shows_two_figures_of_every_run_and_one_chart_of_all(clone: Clone) -> None:
+    shown = json.loads(clone.dvc("metrics", "show", "--json"))[""]["data"]
+    assert list(shown) == ["results/summary.json"]
+    figures = shown["results/summary.json"]["data"]
+    assert len(figures) == 5
+    assert all(set(run) == {"mAP", "rank1"} and 0 < run["mAP"] <= 1 for run in figures.values())
+    clone.dvc("plots", "show", "-o", "plots_page")
+    page = (clone.folder / "plots_page/index.html").read_text()
+    assert page.count("vega.github.io/schema") == 1
+    assert all(f'"run": "{name}"' in page for name in figures)
+
+
+@pytest.mark.slow
+def test_weights_lie_on_disk_once_and_a_run_by_hand_leaves_dvcs_copy_alone(clone: Clone) -> None:
+    trained = clone.folder / "results/training/hhcl-rendered-resnet18_half-0"
+    kept = sorted((trained / "weights").glob("*.pt"))
+    assert kept
+    assert all(file.stat().st_nlink == 2 or file.is_symlink() for file in kept), "the other link is DVC's cache"
+    environment = {**os.environ, "PYTHONPATH": ""}
+    for verb in ("prepare --dataset rendered --size tiny --world 1", "train --method hhcl --dataset rendered --seed 0"):
+        command = [sys.executable, "-m", "pipeline", *verb.split()]
+        subprocess.run(command, cwd=clone.folder, env=environment, check=True, capture_output=True)
+    cached = [path for path in (clone.folder / ".dvc/cache/files/md5").rglob("*") if path.is_file()]
+    assert len(cached) > len(kept)
+    for path in cached:
+        found = hashlib.md5(path.read_bytes()).hexdigest()
+        assert path.parent.name + path.name.removesuffix(".dir") == found, path
 
 
 @pytest.mark.slow
@@ -157,3 +179,14 @@ def test_the_readmes_experiment_reaches_the_settings_of_every_run(clone: Clone) 
     clone.dvc("exp", "run", "-S", change[1], "configure")
     written = json.loads((clone.folder / "results/configs/hhcl-rendered-resnet18_half.json").read_text())
     assert written["config"]["clustering"]["eps"] == float(change[1].split("=")[1])
+
+
+def test_what_params_yaml_names_reaches_the_shell_as_one_word() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert len(stages) > 5
+    for stage in stages.values():
+        written = stage["cmd"].replace("${launch}", "python")
+        used = re.findall(r"\$\{[^}]+\}", written)
+        hostile = re.sub(r"\$\{[^}]+\}", "a b; $(touch x)", written)
+        words = shlex.split(hostile, comments=False)
+        assert sum(word.count("a b; $(touch x)") for word in words) == len(used), stage["cmd"]

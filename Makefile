@@ -5,7 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
-.PHONY: leaderboard ablation test torture lint bench verify readme lock clean
+.PHONY: leaderboard ablation test torture lint bench verify replay-record readme lock clean
 
 leaderboard: $(READY)
 	dvc repro
@@ -32,9 +32,15 @@ bench: $(READY)
 	python -m benchmarks.pseudo_labels
 	python -m benchmarks.evaluation
 
-# Compares results/ with results/reference and with the published numbers; exit status 1 when one is below.
+# First every method step by step on a fixed tiny input, which must equal its record on any machine; then results/
+# against results/reference and the published numbers. Exit status 1 when a replay differs or a number is below.
 verify: $(READY)
+	python -m tests.replay
 	python -m pipeline.verify
+
+# make replay-record METHOD=hhcl renews the record of a method whose computation was changed on purpose.
+replay-record: $(READY)
+	python -m tests.replay --record $(METHOD)
 
 # Writes the generated parts of README.md (table, pictures) and of methods/*/README.md from results/reference.
 readme: $(READY)

@@ -15,5 +15,9 @@ def no_bars() -> Iterator[None]:
     def plain(items: Any, *_: Any, **__: Any) -> Any:
         return items
 
-    with mock.patch("core.engine.tqdm", plain), mock.patch("core.data.tqdm", plain):
+    with (
+        mock.patch("core.engine.tqdm", plain),
+        mock.patch("core.data.tqdm", plain),
+        mock.patch("core.images.tqdm", plain),
+    ):
         yield

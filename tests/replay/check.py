@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from unittest import mock
@@ -55,6 +55,7 @@ def all_groups() -> list[str]:
     return [PART, *methods.available()]
 
 
+@cache
 def names_of(group: str) -> list[str]:
     """The replays that a group's file must hold."""
     return list(PARTS) if group == PART else [run.name for run in runs_of(group)]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.clustering import dbscan
-from core.config import Config
+from core.config import Config, Sampler, Schedule
 from core.data import Batch
 from core.jaccard import jaccard_distance
 from core.memory import CentroidMemory, InstanceMemory, ProxyMemory, SlotMemory
@@ -32,6 +32,9 @@ from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.hhcl.method import HHCL
 from methods.hhcl.method import Settings as HHCLSettings
+from methods.ise.method import ISE
+from methods.ise.method import Settings as ISESettings
+from methods.ise.supports import degree
 from methods.pisl.losses import camera_contrast, consistency_smoothed_cross_entropy, refined_cross_entropy
 from methods.selective_contrastive.contrast import (
     log_probabilities,
@@ -255,6 +258,42 @@ def o2cap(data: Arrays) -> Iterator[Comparison]:
         yield f"proxies_{step + 1}", method.proxies.rows.numpy().copy(), data[f"proxies_{step + 1}"]
 
 
+def ise(data: Arrays) -> Iterator[Comparison]:
+    """Degree, supports, both terms with their gradients, and the memory, at the file's places in a run."""
+    epoch, epochs, iterations = (int(data[name]) for name in ("epoch", "epochs", "iterations"))
+    settings = ISESettings(
+        temperature=float(data["temperature"]),
+        momentum=float(data["momentum"]),
+        update=str(data["update"]),
+        base_lambda=float(data["base_lambda"]),
+        nearest=int(data["nearest"]),
+        lp_weight=float(data["lp_weight"]),
+        lp_temperature=float(data["lp_temperature"]),
+    )
+    config = Config(settings, sampler=Sampler(instances=int(data["instances"])), schedule=Schedule(epochs=epochs))
+    method = ISE(config, nn.Identity(), capacity=1)
+    method.memory = CentroidMemory(_tensor(data["memory_0"]), settings.momentum, settings.update)
+    for step in range(sum(name.startswith("inputs_") for name in data)):
+        inputs, targets = _tensor(data[f"inputs_{step}"]).requires_grad_(), torch.from_numpy(data[f"targets_{step}"])
+        place = (epoch * iterations + step) / iterations
+        batch = Batch([], torch.arange(len(targets)), targets, None, {}, epoch=place)
+        features = F.normalize(inputs, dim=1)
+        yield f"lambda_{step}", np.asarray(degree(place / epochs, settings.base_lambda)), data[f"lambda_{step}"]
+        yield f"supports_{step}", method.supports(features, batch).detach().numpy(), data[f"supports_{step}"]
+        terms = method.loss({"feature": features}, batch)
+        preserving = terms["label_preserving"] / settings.lp_weight
+        loss = torch.stack(list(terms.values())).sum()
+        (lp_gradient,) = torch.autograd.grad(preserving, inputs, retain_graph=True)
+        (gradient,) = torch.autograd.grad(loss, inputs)
+        method.after_step({"feature": features.detach()}, batch)
+        yield f"cluster_loss_{step}", terms["cluster"].detach().numpy(), data[f"cluster_loss_{step}"]
+        yield f"lp_loss_{step}", preserving.detach().numpy(), data[f"lp_loss_{step}"]
+        yield f"loss_{step}", loss.detach().numpy(), data[f"loss_{step}"]
+        yield f"grad_{step}", gradient.numpy(), data[f"grad_{step}"]
+        yield f"lp_grad_{step}", lp_gradient.numpy(), data[f"lp_grad_{step}"]
+        yield f"memory_{step + 1}", method.memory.rows.numpy().copy(), data[f"memory_{step + 1}"]
+
+
 KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "jaccard": jaccard,
     "market_metric": market_metric,
@@ -267,6 +306,7 @@ KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "selective_contrastive": selective_contrastive,
     "pisl_losses": pisl_losses,
     "o2cap": o2cap,
+    "ise": ise,
     "lockstep_cluster_contrast": lockstep,
     "lockstep_hhcl": lockstep,
     "lockstep_spcl": lockstep,

@@ -282,8 +282,9 @@ ROWS = method_config("sdft")["variants"] | method_config("sdft")["ablations"]
 @pytest.mark.parametrize("row", ROWS)
 def test_every_trained_parameter_has_a_gradient_in_every_row(small: Embedder, generator, row: str) -> None:
     """Several processes need it: DDP waits for the gradient of each parameter."""
-    settings = resolve_run(f"sdft-{row}", "rendered", "tiny").config.settings
-    method = started(sdft(small, **vars(settings)), pictures(generator), torch.arange(8) % CLUSTERS)
+    settings = vars(resolve_run(f"sdft-{row}", "rendered", "tiny").config.settings)
+    settings["stripes"] = min(settings["stripes"], 4)  # the map of these images has 4 rows
+    method = started(sdft(small, **settings), pictures(generator), torch.arange(8) % CLUSTERS)
     terms = step(method, batch_of(pictures(generator)))
     assert all(torch.isfinite(term) for term in terms.values())
     assert not [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]

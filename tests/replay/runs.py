@@ -87,7 +87,7 @@ def replay(replayed: Replayed, record: Record) -> None:
         method = assemble.build_method(run, capacity, streams, None)
         set_out(method, data, assemble.known_cameras(manifest, needs.trains_on, needs), seed)
         trainer = WatchedTrainer(method, data, run.config, streams, NoCheckpoint(), CPU)
-        trainer.watch(record)
+        trainer.start_noting(record)
         with watching(trainer):
             progress = trainer.fit()
         record.note("end, failed", [int(progress.failure is not None)])

@@ -43,7 +43,7 @@ class WatchedTrainer(Trainer):
     record: Record
     where: str = "start"
 
-    def watch(self, record: Record) -> None:
+    def start_noting(self, record: Record) -> None:
         """Note the start, and all that follows."""
         self.record = record
         self.kept: dict[str, list[float]] = {}

@@ -91,6 +91,8 @@ class Trainer:
         """Train to the end, from the last checkpoint if there is one; a failed run ends with its reason."""
         forget_peak(self.group.device)
         self._resume()
+        if self.watch and self.group.main and self.progress.history:  # the last epoch may have been saved and not shown
+            self.watch(self.progress.history)
         if self.group.main and self.config.schedule.epochs == 0:
             self.checkpoint.keep_weights(0, weights_of(self.method))
         epochs = range(self.progress.epoch, self.config.schedule.epochs)

@@ -67,6 +67,9 @@ class Clone:
         return {line.split("'")[1] for line in lines if line.startswith("Running stage")}
 
 
+STARTS = {"pretrain_cnn@rendered", "pretrain_vit@rendered"}
+
+
 def run_stages(seed: int) -> set[str]:
     """Training and evaluation of every run of every backbone kind."""
     runs = [(kind, run) for kind, listed in PARAMS["runs"].items() for run in listed]
@@ -82,8 +85,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.mark.slow
 def test_a_fresh_clone_really_trains_and_fills_the_leaderboard(clone: Clone) -> None:
-    starts = {"pretrain_cnn@rendered", "pretrain_vit@rendered"}
-    assert clone.ran_first == {"prepare@rendered", "configure", "leaderboard"} | starts | run_stages(seed=0)
+    assert clone.ran_first == {"prepare@rendered", "configure", "leaderboard"} | STARTS | run_stages(seed=0)
     table = pd.read_csv(clone.folder / "results/leaderboard.csv")
     assert list(table.columns[: len(COLUMNS)]) == COLUMNS
     assert list(zip(table["backbone"], table["method"], strict=True)) == [
@@ -148,6 +150,26 @@ def test_weights_lie_on_disk_once_and_a_run_by_hand_leaves_dvcs_copy_alone(clone
     for path in cached:
         found = hashlib.md5(path.read_bytes()).hexdigest()
         assert path.parent.name + path.name.removesuffix(".dir") == found, path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("touched", "stale"),
+    [
+        ("reports/statistics.py", {"leaderboard"}),
+        ("evaluation/ranking.py", {name for name in run_stages(seed=0) if name.startswith("evaluate")}),
+        ("pipeline/assemble.py", {name for name in run_stages(seed=0) if name.startswith("train")} | STARTS),
+    ],
+)
+def test_a_change_makes_the_stages_of_its_room_stale(touched: str, stale: set[str], clone: Clone) -> None:
+    clone.repro()  # a run by hand, in a test above, is no longer what the stage wrote
+    file = clone.folder / touched
+    text = file.read_text()
+    file.write_text(text + "\n# one comment more\n")
+    clone.dvc("repro", "configure")
+    assert set(json.loads(clone.dvc("status", "--json"))) == stale
+    file.write_text(text)
+    clone.dvc("repro", "configure")
 
 
 @pytest.mark.slow

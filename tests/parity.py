@@ -26,6 +26,8 @@ from core.data import Batch
 from core.jaccard import jaccard_distance
 from core.memory import CentroidMemory, InstanceMemory, ProxyMemory, SlotMemory
 from core.method import Method
+from core.part_losses import consistency_smoothed_cross_entropy, refined_cross_entropy
+from core.proxy_losses import camera_contrast
 from evaluation.ranking import evaluate_ranking
 from evaluation.rerank import rerank
 from methods.cluster_contrast.method import ClusterContrast
@@ -35,7 +37,6 @@ from methods.hhcl.method import Settings as HHCLSettings
 from methods.ise.method import ISE
 from methods.ise.method import Settings as ISESettings
 from methods.ise.supports import degree
-from methods.pisl.losses import camera_contrast, consistency_smoothed_cross_entropy, refined_cross_entropy
 from methods.selective_contrastive.contrast import (
     log_probabilities,
     pull_positives,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from core.neighbors import full_precision, knn, row_blocks
+from core.agreement import cross_agreement, neighbour_lists
+from core.neighbors import full_precision, row_blocks
 
 BANDWIDTHS = (0.01, 0.1, 1.0, 5.0, 10.0)
 RELEASED_BANDWIDTHS = (
@@ -24,17 +25,15 @@ def consistency_scores(features: Tensor, parts: Tensor, neighbours: int, score: 
     ``score``: mmd (1 = most consistent, scaled to span [0, 1] over the training set), jaccard (PPLR's cross
     agreement) or released (0 = most consistent, as coded). Neighbour lists leave out the image itself.
     """
-    count = min(neighbours, len(features) - 1)
-    lists = [_neighbours(space, count) for space in (features, *parts.unbind(dim=1))]
     if score == "jaccard":
-        scores = [list_overlap(lists[0], own) for own in lists[1:]]
-    else:
-        compare = released_score if score == "released" else mmd_score
-        whole = neighbour_distances(features, lists[0])
-        scores = [
-            torch.cat([compare(whole[rows], part[rows]) for rows in row_blocks(len(whole), LEVELS)])
-            for part in (neighbour_distances(*pair) for pair in zip(parts.unbind(dim=1), lists[1:], strict=True))
-        ]
+        return cross_agreement(features, parts, neighbours)
+    own, *lists = neighbour_lists(features, parts, neighbours)
+    compare = released_score if score == "released" else mmd_score
+    whole = neighbour_distances(features, own)
+    scores = [
+        torch.cat([compare(whole[rows], part[rows]) for rows in row_blocks(len(whole), LEVELS)])
+        for part in (neighbour_distances(*pair) for pair in zip(parts.unbind(dim=1), lists, strict=True))
+    ]
     table = torch.stack(scores, dim=1).cpu()
     return stretch(table) if score == "mmd" else table
 
@@ -81,12 +80,6 @@ def released_score(whole: Tensor, part: Tensor) -> Tensor:
     return ((len(RELEASED_BANDWIDTHS) - kernels) / whole.shape[1]).clamp(0, 1)
 
 
-def list_overlap(a: Tensor, b: Tensor) -> Tensor:
-    """(N,) Jaccard index of the neighbour lists (N, k) in two spaces: PPLR's cross agreement."""
-    common = (a[:, :, None] == b[:, None, :]).flatten(1).sum(dim=1).float()
-    return common / (2 * a.shape[1] - common)
-
-
 def stretch(scores: Tensor) -> Tensor:
     """Scores of all images and parts, scaled together so that they span [0, 1]; all 1 when they are equal."""
     low, high = scores.min(), scores.max()
@@ -98,9 +91,3 @@ def _histogram(samples: Tensor) -> Tensor:
     level = (samples * LEVELS).round().long()
     counts = samples.new_zeros(len(samples), LEVELS + 1)  # whole numbers: exact in any order of summation
     return counts.scatter_add_(1, level, torch.ones_like(samples)) / samples.shape[1]
-
-
-def _neighbours(features: Tensor, count: int) -> Tensor:
-    """(N, count) nearest other images, nearest first, on the device of ``features``."""
-    _, index = knn(features, count + 1)
-    return torch.as_tensor(index[:, 1:], device=features.device)

@@ -7,26 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from core.backbones.net import Embedder, make_neck
+from core.backbones.net import Embedder
 from core.config import Config, per_epochs
-from core.data import Batch, Labels, Needs, TrainingData
-from core.errors import UserError
-from core.losses import similarities, softmax_triplet
-from core.memory import ProxyMemory, cluster_centroids
-from core.method import Method
+from core.data import Batch, Labels, TrainingData
+from core.part_method import SCORE, PartMethod
+from core.parts import cut
 from methods.pisl.consistency import consistency_scores
 from methods.pisl.diffusion import Denoiser, image_keys
-from methods.pisl.losses import (
-    camera_contrast,
-    consistency_smoothed_cross_entropy,
-    part_contrast,
-    refined_cross_entropy,
-    smoothed_part_cross_entropy,
-)
-from methods.pisl.patches import LocalisationNet, cut, start_at, stripe_thetas
+from methods.pisl.losses import part_contrast
+from methods.pisl.patches import LocalisationNet, start_at, stripe_thetas
 from methods.pisl.released import ReleasedDiffusion
 from methods.pisl.sdm import SpatialDiffusion, SpatialTransformer, Stripes
 
@@ -91,28 +82,14 @@ class Settings:
             raise ValueError("settings.diffusion 'released' has 3 parts and no train_patches of its own")
 
 
-class PISL(Method):
-    """L = L_global + L_parts + L_triplet + W_cam L_cam + W_diff L_scd; tested is the global feature."""
+class PISL(PartMethod):
+    """PPLR's L_global + L_parts + L_triplet + W_cam L_cam, and W_diff L_scd; tested is the global feature."""
 
     Settings = Settings
 
-    cameras: ProxyMemory
-    part_cameras: list[ProxyMemory]
-
     def __init__(self, config: Config, embedder: Embedder, capacity: int) -> None:
         super().__init__(config, embedder, capacity)
-        settings: Settings = config.settings
-        self.sdm = build_sdm(settings, embedder.dim, config.backbone.bn_groups)
-        self.part_necks = nn.ModuleList(make_neck(embedder.dim) for _ in range(settings.parts))
-        # One cluster has, in all but freak cases, min_samples images or more. Entry 0 is the global classifier.
-        rows = max(2, capacity // config.clustering.min_samples)
-        self.classifiers = nn.Parameter(torch.zeros(1 + settings.parts, rows, embedder.dim))
-
-    @classmethod
-    def needs(cls, config: Config) -> Needs:
-        """Cameras in the sampler and, with the camera loss, in the loss."""
-        uses = {"sampler": config.sampler.uses_camera, "loss": config.settings.camera_weight > 0}
-        return Needs(cameras=frozenset(use for use, wanted in uses.items() if wanted))
+        self.sdm = build_sdm(config.settings, embedder.dim, config.backbone.bn_groups)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``embedding`` f_g (b, D), ``parts`` (b, P, D), their logits over the epoch's C clusters, and SCD's inputs."""
@@ -121,34 +98,21 @@ class PISL(Method):
         drawn = self.sdm.draw(len(batch.indices), self.generator)  # of the full batch, on every rank
         mine = {name: value[batch.part].to(embedding.device) for name, value in drawn.items()}
         located = self.sdm(feature_map, embedding, mine)
-        parts = self._part_features(cut(feature_map, located.pop("weights")))
-        spaces = [embedding, *parts.unbind(dim=1)]
-        logits, *part_logits = (
-            similarities(features, rows[: self.clusters])
-            for features, rows in zip(spaces, self.classifiers, strict=True)
-        )
-        return {
-            "embedding": embedding,
-            "parts": parts,
-            "logits": logits,
-            "part_logits": torch.stack(part_logits, dim=1),
-            **located,
-        }
+        parts = self.part_features(cut(feature_map, located.pop("weights")))
+        return {**self.with_logits(embedding, parts), **located}
 
-    def _part_features(self, pooled: Tensor) -> Tensor:
-        """(b, P, D) after each part's own BNNeck."""
-        parts = pooled.unbind(dim=1)
+    def part_features(self, pooled: Tensor) -> Tensor:
+        """(b, P, D) after each part's own BNNeck, and as released after the global one before it."""
         if self.training and self.config.settings.shared_neck:
-            parts = tuple(self.embedder.neck(part) for part in parts)
-        return torch.stack([neck(part) for neck, part in zip(self.part_necks, parts, strict=True)], dim=1)
+            pooled = torch.stack([self.embedder.neck(part) for part in pooled.unbind(dim=1)], dim=1)
+        return super().part_features(pooled)
 
     def embed(self, images: Tensor, cameras: Tensor | None = None) -> dict[str, Tensor]:
         """``feature`` (b, D), tested; ``parts`` (b, P, D), unit length, read by pseudo-labelling alone."""
         feature_map = self.embedder.map(images)
         embedding = self.embedder.neck(self.embedder.pool(feature_map))
         weights = self.sdm.locate(feature_map, embedding, image_keys(images))
-        parts = self._part_features(cut(feature_map, weights))
-        return {"feature": F.normalize(embedding, dim=1), "parts": F.normalize(parts, dim=2)}
+        return self.extracted(embedding, self.part_features(cut(feature_map, weights)))
 
     def label(self, epoch: int, data: TrainingData) -> Labels:
         """Clusters of the global feature, and ``consistency`` (N, P): PSC's score of every part."""
@@ -156,44 +120,20 @@ class PISL(Method):
         labels = super().label(epoch, data)
         with data.timer("consistency"):
             scores = consistency_scores(data.features(), data.embedded("parts"), settings.neighbours, settings.score)
-        labels.extra["consistency"] = scores
+        labels.extra[SCORE] = scores
         return labels
 
     def start_epoch(self, labels: Labels, data: TrainingData, generator: torch.Generator) -> None:
-        """Classifier rows become the clusters' mean features; camera proxies are set, and stay for the epoch."""
+        """As PPLR; the generator draws the epoch's times and noise."""
         self.generator = generator
-        self.clusters = labels.clusters
-        rows = self.classifiers.shape[1]
-        if self.clusters > rows:
-            raise UserError(
-                f"{self.clusters} clusters, but the classifier has {rows} rows (training images / "
-                "clustering.min_samples); lower clustering.min_samples if clusters this small are wanted"
-            )
-        spaces = [data.features(), *data.embedded("parts").unbind(dim=1)]
-        for rows_of_space, features in zip(self.classifiers.detach(), spaces, strict=True):
-            rows_of_space[: self.clusters] = cluster_centroids(features, labels.ids)
-        if self.config.settings.camera_weight > 0:
-            cameras = data.cameras("loss")
-            self.cameras, *self.part_cameras = (ProxyMemory(f, labels.ids, cameras, momentum=1.0) for f in spaces)
+        super().start_epoch(labels, data, generator)
 
     def loss(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """PSC's refined global and smoothed part losses, the triplet, and the camera and SCD terms that are on."""
         settings: Settings = self.config.settings
-        targets, scores = batch.targets, batch.extra["consistency"].to(output["part_logits"].dtype)
-        logits, part_logits = output["logits"], output["part_logits"]
-        if batch.epoch >= settings.consistency_from:
-            part = consistency_smoothed_cross_entropy(part_logits, targets, scores)
-        else:
-            part = smoothed_part_cross_entropy(part_logits, targets, settings.label_smoothing)
-        terms = {
-            "global": refined_cross_entropy(logits, part_logits, targets, scores, settings.own_label_share),
-            "part": part,
-            "triplet": softmax_triplet(output["embedding"], targets),
-        }
-        if settings.camera_weight > 0:
-            terms["camera"] = settings.camera_weight * self._camera_loss(output, batch)
+        terms = super().loss(output, batch)
         if settings.scd_weight > 0:
-            scd = self._scd_loss(output, targets)
+            scd = self._scd_loss(output, batch.targets)
             terms |= {f"scd_{name}": settings.scd_weight * term for name, term in scd.items()}
         return terms
 
@@ -204,27 +144,6 @@ class PISL(Method):
         others = [p for name, p in trained if not name.startswith("sdm.localisation.")]
         own = {"params": localisation, "lr_scale": self.config.settings.localisation_lr_scale}
         return [{"params": others}, *([own] if localisation else [])]
-
-    def _camera_loss(self, output: dict[str, Tensor], batch: Batch) -> Tensor:
-        """That of the global feature plus the mean over the parts."""
-        assert batch.cameras is not None
-        settings: Settings = self.config.settings
-        same_cluster = self.cameras.same_cluster(batch.targets)
-        same_camera = self.cameras.same_camera(batch.cameras)
-        spaces = [(output["embedding"], self.cameras)]
-        spaces += zip(output["parts"].unbind(dim=1), self.part_cameras, strict=True)
-        whole, *parts = (
-            camera_contrast(
-                features,
-                same_cluster,
-                same_camera,
-                memory.rows,
-                settings.camera_temperature,
-                settings.camera_negatives,
-            )
-            for features, memory in spaces
-        )
-        return whole + torch.stack(parts).mean()
 
     def _scd_loss(self, output: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
         """MSE(eps_hat, eps) + theta_weight [...] where there is a diffusion, + contrast_weight L_con of the parts."""

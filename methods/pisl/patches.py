@@ -1,4 +1,4 @@
-"""Where parts are cut from a feature map: stripes, or affine windows that a localisation net proposes."""
+"""Affine windows on a feature map, as a localisation net proposes them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,6 @@ def stripe_thetas(parts: int) -> Tensor:
     theta[:, 1, 1] = 1 / parts
     theta[:, 1, 2] = (2 * torch.arange(parts) + 1) / parts - 1
     return theta
-
-
-def stripe_weights(parts: int, height: int, width: int) -> Tensor:
-    """(P, h, w) averaging weights of P stripes whose borders are those of adaptive average pooling."""
-    row, part = torch.arange(height), torch.arange(parts)[:, None]
-    first = part * height // parts
-    last = -((part + 1) * height // -parts)
-    inside = ((row >= first) & (row < last)).float()
-    return (inside / inside.sum(dim=1, keepdim=True) / width)[:, :, None].expand(parts, height, width)
 
 
 def affine_weights(theta: Tensor, height: int, width: int) -> Tensor:
@@ -54,14 +45,6 @@ def _bilinear_taps(place: Tensor, cells: int) -> Tensor:
     share = (place - below)[..., None]
     offset = torch.arange(cells, device=place.device) - below[..., None]
     return torch.where(offset == 0, 1 - share, torch.where(offset == 1, share, torch.zeros_like(share)))
-
-
-def cut(feature_map: Tensor, weights: Tensor) -> Tensor:
-    """(b, P, C) part features, float32 or wider, of a map (b, C, h, w) and weights (P, h, w) or (b, P, h, w)."""
-    values = at_least_float32(feature_map).flatten(2)
-    weights = weights.to(values.dtype).flatten(-2).expand(len(values), -1, -1)
-    with torch.autocast(values.device.type, enabled=False):
-        return weights @ values.transpose(1, 2)
 
 
 class Bounded(torch.autograd.Function):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.parts import stripe_weights
 from methods.pisl.diffusion import (
     Denoiser,
     ddim_sample,
@@ -21,7 +22,7 @@ from methods.pisl.diffusion import (
     signal_shares,
 )
 from methods.pisl.losses import theta_consistency
-from methods.pisl.patches import LocalisationNet, affine_weights, stripe_weights
+from methods.pisl.patches import LocalisationNet, affine_weights
 
 Outputs = dict[str, Tensor]
 

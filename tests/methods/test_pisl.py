@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core import proxy_losses
 from core.config import Config, Optimiser, Sampler
 from core.data import Batch, Labels
 from core.engine import build_optimiser
@@ -183,11 +184,11 @@ def test_the_released_parts_pass_the_shared_neck_in_training_only() -> None:
         return scale * (values - values.mean(0)) / (values.var(0, correction=0) + 1e-5).sqrt()
 
     extracted = torch.stack([(3.0 + p) * pooled[:, p] / math.sqrt(4 + 1e-5) for p in range(PARTS)], dim=1)
-    torch.testing.assert_close(method.eval()._part_features(pooled), extracted)
+    torch.testing.assert_close(method.eval().part_features(pooled), extracted)
     trained = torch.stack([batch_norm(batch_norm(pooled[:, p], 2.0), 3.0 + p) for p in range(PARTS)], dim=1)
-    torch.testing.assert_close(method.train()._part_features(pooled), trained)
+    torch.testing.assert_close(method.train().part_features(pooled), trained)
     own_necks = torch.stack([batch_norm(pooled[:, p], 1.0) for p in range(PARTS)], dim=1)
-    torch.testing.assert_close(pisl().train()._part_features(pooled), own_necks)
+    torch.testing.assert_close(pisl().train().part_features(pooled), own_necks)
 
 
 @pytest.mark.parametrize(("settings", "frozen"), [({}, True), (RELEASED, False)], ids=["paper", "released"])
@@ -258,7 +259,7 @@ def test_the_camera_term_is_that_of_the_whole_plus_the_mean_of_the_parts() -> No
 
     def term(features: Tensor, memory) -> Tensor:
         same = memory.same_cluster(batch.targets), memory.same_camera(batch.cameras)
-        return losses.camera_contrast(features, *same, memory.rows, 0.07, 50)
+        return proxy_losses.camera_contrast(features, *same, memory.rows, 0.07, 50)
 
     parts = [term(output["parts"][:, p], method.part_cameras[p]) for p in range(PARTS)]
     expected = 0.5 * (term(output["embedding"], method.cameras) + sum(parts) / PARTS)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core import parts
 from core.config import Optimiser, Schedule
 from core.distributed import ProcessGroup
 from core.engine import build_optimiser, set_rate
@@ -226,7 +227,7 @@ def test_affine_weights_are_grid_sampling_and_average_pooling_with_the_same_grad
     feature_map = normal(generator, 4, 5, 8, 4)
     for theta in (normal(generator, 4, PARTS, 2, 3), patches.stripe_thetas(PARTS).double().expand(4, -1, -1, -1)):
         ours, theirs = theta.clone().requires_grad_(), theta.clone().requires_grad_()
-        cut = patches.cut(feature_map, patches.affine_weights(ours, 8, 4))
+        cut = parts.cut(feature_map, patches.affine_weights(ours, 8, 4))
         sampled = [
             F.grid_sample(
                 feature_map,
@@ -246,10 +247,10 @@ def test_affine_weights_are_grid_sampling_and_average_pooling_with_the_same_grad
 
 
 def test_stripes_are_those_of_adaptive_average_pooling(generator: torch.Generator) -> None:
-    for height, width, parts in ((24, 8, 3), (8, 4, 3), (4, 2, 3), (7, 3, 2)):
+    for height, width, count in ((24, 8, 3), (8, 4, 3), (4, 2, 3), (7, 3, 2)):
         feature_map = normal(generator, 2, 5, height, width)
-        expected = F.adaptive_avg_pool2d(feature_map, (parts, 1)).squeeze(3).transpose(1, 2)
-        torch.testing.assert_close(patches.cut(feature_map, patches.stripe_weights(parts, height, width)), expected)
+        expected = F.adaptive_avg_pool2d(feature_map, (count, 1)).squeeze(3).transpose(1, 2)
+        torch.testing.assert_close(parts.cut(feature_map, parts.stripe_weights(count, height, width)), expected)
 
 
 def test_the_localisation_net_starts_with_three_disjoint_horizontal_thirds(generator: torch.Generator) -> None:
@@ -257,7 +258,7 @@ def test_the_localisation_net_starts_with_three_disjoint_horizontal_thirds(gener
     net = patches.LocalisationNet(D, patches.stripe_thetas(PARTS))
     feature_map = torch.randn(2, D, 24, 8, generator=generator)
     weights = patches.affine_weights(net(feature_map), 24, 8)
-    stripes = patches.stripe_weights(PARTS, 24, 8)
+    stripes = parts.stripe_weights(PARTS, 24, 8)
     assert (weights - stripes).abs().max() < 0.5 / (8 * 8)  # of a cell, at the borders, where sampling interpolates
     rows = weights.sum(dim=3)
     assert ((rows > 1e-6).sum(dim=1) <= 2).all()

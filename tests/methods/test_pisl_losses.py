@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core import part_losses, proxy_losses
 from methods.pisl import consistency, losses
 from tests.methods.draws import normal, unit
 from tests.methods.pisl_small import PARTS, D
@@ -97,7 +98,7 @@ def test_the_released_score_is_zero_for_equal_geometry_and_grows_with_disagreeme
 
 def test_the_part_loss_is_cross_entropy_at_one_and_distance_to_uniform_at_zero(generator: torch.Generator) -> None:
     logits, targets = normal(generator, 5, PARTS, 7), torch.tensor([0, 3, 6, 2, 2])
-    loss = losses.consistency_smoothed_cross_entropy
+    loss = part_losses.consistency_smoothed_cross_entropy
     ones, zeros = torch.ones(5, PARTS), torch.zeros(5, PARTS)
     expected = torch.stack([F.cross_entropy(logits[:, p], targets) for p in range(PARTS)]).mean()
     torch.testing.assert_close(loss(logits, targets, ones), expected)
@@ -114,9 +115,9 @@ def test_with_all_weight_on_its_own_label_the_global_loss_is_cross_entropy_and_p
     logits = normal(generator, 5, 7).requires_grad_()
     part_logits = normal(generator, 5, PARTS, 7).requires_grad_()
     targets, scores = torch.tensor([0, 3, 6, 2, 2]), torch.rand(5, PARTS)
-    whole = losses.refined_cross_entropy(logits, part_logits, targets, scores, 1.0)
+    whole = part_losses.refined_cross_entropy(logits, part_logits, targets, scores, 1.0)
     torch.testing.assert_close(whole, F.cross_entropy(logits, targets))
-    refined = losses.refined_cross_entropy(logits, part_logits, targets, scores, 0.5)
+    refined = part_losses.refined_cross_entropy(logits, part_logits, targets, scores, 0.5)
     assert refined != whole
     refined.backward()
     assert part_logits.grad is None
@@ -160,7 +161,7 @@ def test_the_camera_loss_is_the_definition_image_by_image_even_with_few_negative
         if positive:
             log_p = F.log_softmax(logits[positive + others[:negatives]], dim=0)
             expected = expected - log_p[: len(positive)].mean()
-    found = losses.camera_contrast(
+    found = proxy_losses.camera_contrast(
         features,
         targets[:, None] == clusters,
         seen_by[:, None] == cameras,

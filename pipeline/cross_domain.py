@@ -28,7 +28,8 @@ from evaluation import metrics
 from pipeline import cli
 from pipeline.jobs import CACHE, jobs
 from pipeline.params import Params
-from pipeline.scoring import NO_SCORES, TestSplit, load_method, read_record, same_data, shared_people
+from pipeline.records import NO_SCORES, TrainRecord
+from pipeline.scoring import TestSplit, load_method, read_whole, same_data, shared_people
 
 RUN = ["method", "variant", "backbone", "profile", "trained_on"]
 ROW = [*RUN, "selection"]  # of the matrix: epochs are never averaged
@@ -37,6 +38,7 @@ COLUMNS = [
     *(*RUN, "trained_fold", "tested_on", "tested_fold", "seed", "selection", "epoch", *SCORES),
     *("headline", "trained_data", "tested_data", "status"),
 ]
+NOTHING = NO_SCORES.model_dump()
 NOTE = (
     "The protocol's headline (mAP unless the column names another), mean over seeds and folds. Rows: what was trained, "
     "on what, and which epoch; columns: what it was tested on. A dash: failed, or the method cannot be tested there; "
@@ -91,23 +93,23 @@ def cross_domain(trained: Sequence[Path], tests: dict[str, Manifest], group: Pro
     """One row with COLUMNS per trained folder (or file of its weights) and test dataset; metrics as fractions."""
     rows = []
     for path in tqdm(trained, "cross-domain", leave=False):
-        record = read_record(path.parent.parent if path.suffix == ".pt" else path)
+        record = read_whole(path.parent.parent if path.suffix == ".pt" else path)
         for name, manifest in tests.items():
             scores, status = score_weights(path, record, manifest, group, cache)
-            run = {key: record["run"][key] for key in RUN[:-1]}
-            folds = record["data"].get("fold"), manifest.info.get("fold")
+            run = {key: getattr(record.run, key) for key in RUN[:-1]}
+            folds = record.data.fold, manifest.info.get("fold")
             rows.append(
                 {
                     **run,
-                    "trained_on": record["run"]["dataset"].removesuffix(f"-{folds[0]}"),
+                    "trained_on": record.run.dataset.removesuffix(f"-{folds[0]}"),
                     "trained_fold": folds[0],
                     "tested_on": name.removesuffix(f"-{folds[1]}"),
                     "tested_fold": folds[1],
-                    "seed": record["seed"],
+                    "seed": record.seed,
                     "selection": path.stem if path.suffix == ".pt" else "last",
                     **scores,
                     "headline": datasets.protocol_of(manifest.name).headline,
-                    "trained_data": record["data"]["fingerprint"],
+                    "trained_data": record.data.fingerprint,
                     "tested_data": manifest.fingerprint,
                     "status": status,
                 }
@@ -116,22 +118,22 @@ def cross_domain(trained: Sequence[Path], tests: dict[str, Manifest], group: Pro
 
 
 def score_weights(
-    path: Path, record: dict[str, Any], manifest: Manifest, group: ProcessGroup, cache: Path
+    path: Path, record: TrainRecord, manifest: Manifest, group: ProcessGroup, cache: Path
 ) -> tuple[dict[str, Any], str]:
     """Scores of a file of weights, or of a run's last epoch, on a dataset, or no scores and why."""
-    if record["status"] != "ok":
-        return NO_SCORES, f"failed: {record['reason']}"
+    if record.status != "ok":
+        return NOTHING, f"failed: {record.reason}"
     if reason := shared_people(record, manifest):
-        return NO_SCORES, f"not applicable: {reason}"
+        return NOTHING, f"not applicable: {reason}"
     run, method = load_method(record)
     if not same_data(record, manifest) and "test" in methods.load(run.method).needs(run.config).cameras:
-        return NO_SCORES, "not applicable: at test the method needs the cameras that it was trained with"
-    weights = path if path.suffix == ".pt" else path / "weights" / weights_name(record["cost"]["epochs"])
+        return NOTHING, "not applicable: at test the method needs the cameras that it was trained with"
+    weights = path if path.suffix == ".pt" else path / "weights" / weights_name(record.cost.epochs)
     method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     try:
         scores = TestSplit(manifest, run, record, group, cache).score(method)
     except NonFiniteFeatures as error:
-        return NO_SCORES, f"failed: {error}"
+        return NOTHING, f"failed: {error}"
     return {"epoch": int(weights.stem.removeprefix("epoch_")), **scores.summary()}, "ok"
 
 

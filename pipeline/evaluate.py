@@ -22,7 +22,8 @@ from evaluation import metrics
 from evaluation.metrics import Metric
 from pipeline import cli, needed
 from pipeline.jobs import CACHE, Job, data_folder
-from pipeline.scoring import read_record, same_data, score_run
+from pipeline.records import SCORED, ResultRecord, write_record
+from pipeline.scoring import read_whole, same_data, score_run
 from pipeline.settings import run_backbone
 
 
@@ -68,13 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     manifest = needed.prepared(options.dataset, options.data)
     made_by = {"method": options.method, "dataset": options.dataset, "seed": options.seed, "out": options.trained}
     needed.need(trained / "train.json", "trained run", needed.command("train", **made_by, backbone=options.backbone))
-    if options.out is None and not same_data(read_record(trained), manifest):
+    if options.out is None and not same_data(read_whole(trained), manifest):
         raise UserError(f"{data} is not what {trained} was trained on; pass --out, a folder for these results")
     group = distributed.start(options.device)
     result, per_query, curves = score_run(trained, manifest, group, options.cache, options.rerank)
     write(out, result, per_query, curves)
     print(headline(result))
-    for note in result["notes"]:
+    for note in result.notes:
         print(f"note: {note}")
     return 0
 
@@ -93,14 +94,14 @@ def unread(options: Any) -> str | None:
     )
 
 
-def headline(result: dict[str, Any]) -> str:
+def headline(result: ResultRecord) -> str:
     """One line for the person waiting."""
-    tested = result["tested_on"]
-    dataset = f"{tested['name']}-{tested['fold']}" if "fold" in tested else tested["name"]
-    title = f"{result['run']['name']} on {dataset}, seed {result['seed']}"
-    if result["status"] == "failed":
-        return f"{title}: failed: {result['reason']}"
-    told = [figure(judge, result["selection"]["last"][judge.name]) for judge in metrics.JUDGES]
+    tested = result.tested_on
+    dataset = tested.name if tested.fold is None else f"{tested.name}-{tested.fold}"
+    title = f"{result.run.name} on {dataset}, seed {result.seed}"
+    if result.status == "failed":
+        return f"{title}: failed: {result.reason}"
+    told = [figure(judge, result.selection.last.figure(judge.name)) for judge in metrics.JUDGES]
     return f"{title}: {', '.join(told)} (last epoch)"
 
 
@@ -111,27 +112,27 @@ def figure(metric: Metric, value: float | None) -> str:
     return f"{metric.title} {format(metric.scale * value, metric.form)}"
 
 
-def write(out: Path, result: dict[str, Any], per_query: pd.DataFrame | None, curves: pd.DataFrame) -> None:
+def write(out: Path, result: ResultRecord, per_query: pd.DataFrame | None, curves: pd.DataFrame) -> None:
     """``result.json`` (everything), ``metrics.json`` (what `dvc metrics` shows), and the two side files.
 
     ``result.json`` is written last and holds the hashes of the others.
     """
     with locked(out):
-        forget(out / "result.json")
+        forget(out / SCORED)
         write_side_files(out, result, per_query, curves)
         files = hashes(out, ["metrics.json", "queries.csv", "curves.csv"])
-        write_json(out / "result.json", {**result, "files": files})
+        write_record(result.model_copy(update={"files": files}), out / SCORED)
 
 
-def write_side_files(out: Path, result: dict[str, Any], per_query: pd.DataFrame | None, curves: pd.DataFrame) -> None:
+def write_side_files(out: Path, result: ResultRecord, per_query: pd.DataFrame | None, curves: pd.DataFrame) -> None:
     """What other programs read beside ``result.json``."""
-    chosen = result["selection"]
+    last, best = result.selection.last, result.selection.best_on_test
     judges = [judge.name for judge in metrics.JUDGES]
     shown = {
-        "status": result["status"],
-        **{metric.name: chosen["last"][metric.name] for metric in metrics.BOARD},
-        "best_on_test": {key: chosen["best_on_test"][key] for key in ("epoch", *judges, "chosen_by")},
-        "images_seen": result["cost"]["images_seen"],
+        "status": result.status,
+        **{metric.name: last.figure(metric.name) for metric in metrics.BOARD},
+        "best_on_test": {key: getattr(best, key) for key in ("epoch", *judges, "chosen_by")},
+        "images_seen": result.cost.images_seen,
     }
     write_json(out / "metrics.json", shown)
     columns = ["query", "person_id", "camera_id"]

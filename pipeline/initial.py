@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import torch
 from core.backbones.weights import IMAGENET_MEAN, IMAGENET_STD, weights_sha256
 from core.checkpoint import save_atomically
 from core.errors import UserError
-from core.files import UNKNOWN_FILES, changed, forget, hashes, write_json
+from core.files import changed, forget, hashes
+from pipeline.records import STARTED, InitialRecord, read_record, write_record
 
 WEIGHTS = "weights.pt"
 
@@ -28,24 +28,26 @@ class Initial:
 
     def write(self, folder: Path) -> None:
         """Write ``initial.json`` beside the weights."""
-        record = {"source": self.source, "sha256": self.sha256, "mean": self.mean, "std": self.std}
-        write_json(folder / "initial.json", {**record, "files": hashes(folder, [WEIGHTS])})
+        record = InitialRecord(
+            source=self.source,
+            sha256=self.sha256,
+            mean=tuple(self.mean),
+            std=tuple(self.std),
+            files=hashes(folder, [WEIGHTS]),
+        )
+        write_record(record, folder / STARTED)
 
 
 def read_initial(folder: Path) -> Initial:
     """Read what ``pipeline.pretrain`` wrote; raises UserError with the remedy when it is missing or not whole."""
-    if not (folder / "initial.json").is_file():
-        raise UserError(
-            f"{folder} holds no initial weights; run `python -m pipeline.pretrain --out {folder} ...` first"
-        )
-    record = json.loads((folder / "initial.json").read_text())
-    if fault := changed(folder, record.get("files", UNKNOWN_FILES)):
+    missing = f"{folder} holds no initial weights; run `python -m pipeline.pretrain --out {folder} ...` first"
+    record = read_record(InitialRecord, folder / STARTED, missing)
+    if fault := changed(folder, record.files):
         raise UserError(
             f"{folder} does not hold the weights that its initial.json describes: {fault}; "
             f"run `python -m pipeline.pretrain --out {folder} ...` again"
         )
-    mean, std = tuple(record["mean"]), tuple(record["std"])
-    return Initial(folder / WEIGHTS, record["source"], record["sha256"], mean, std)
+    return Initial(folder / WEIGHTS, record.source, record.sha256, record.mean, record.std)
 
 
 def save_initial(weights: dict[str, torch.Tensor], initial_source: str, out: Path, like: Initial) -> Initial:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,6 +26,7 @@ from pipeline import cli, needed
 from pipeline.assemble import build_method
 from pipeline.initial import Initial, save_initial
 from pipeline.jobs import CACHE, initial_folder
+from pipeline.records import TrainRecord
 from pipeline.settings import Run, choose_backbone, profile_settings, resolve_run
 from pipeline.train import train
 
@@ -78,8 +78,8 @@ def make(options: Namespace, run: Run, manifest: Manifest, out: Path, group: Pro
     scratch = out / "pretraining"
     start = starting_weights(run, options.start_from, scratch / "start")
     record = train(run, manifest, start, options.seed, scratch, group, options.cache)
-    if record["status"] == "failed":
-        raise UserError(f"pre-training failed: {record['reason']}")
+    if record.status == "failed":
+        raise UserError(f"pre-training failed: {record.reason}")
     if group.main:
         publish(scratch, record, start, manifest.name, out)
         print(f"warm start of {run.backbone} on {manifest.name} source -> {out}")
@@ -108,9 +108,9 @@ def find_start(name: str, backbone: str) -> tuple[Weights, Path | None]:
     return find_weights("checkpoint", backbone), Path(name)
 
 
-def publish(scratch: Path, record: dict[str, Any], start: Initial, dataset: str, out: Path) -> None:
+def publish(scratch: Path, record: TrainRecord, start: Initial, dataset: str, out: Path) -> None:
     """Keep the last epoch's embedder as the initial weights of every run on this dataset."""
-    last = scratch / "weights" / weights_name(record["cost"]["epochs"])
+    last = scratch / "weights" / weights_name(record.cost.epochs)
     state = torch.load(last, map_location="cpu", weights_only=True)
     prefix = "embedder."
     embedder = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,12 +19,11 @@ from core.data import extract
 from core.distributed import ProcessGroup
 from core.engine import autocast
 from core.errors import UserError
-from core.files import UNKNOWN_FILES, changed
+from core.files import changed
 from core.images import ImageStore, load_images
 from core.manifest import Manifest
 from core.method import Method
 from core.neighbors import NonFiniteFeatures, as_float_matrix
-from core.provenance import provenance
 from core.rng import Streams
 from evaluation import metrics
 from evaluation.audit import audit
@@ -37,20 +34,26 @@ from evaluation.score import score
 from evaluation.single_shot import SingleShotScores
 from pipeline.assemble import build_method, known_cameras
 from pipeline.jobs import ROOT
+from pipeline.records import (
+    NO_SCORES,
+    BestScores,
+    EpochScores,
+    ResultRecord,
+    Selection,
+    TrainRecord,
+    data_record,
+    protocol_record,
+    provenance_record,
+    read_train,
+)
 from pipeline.settings import Run
 
 AnyScores = Scores | SingleShotScores
-NO_SCORES: dict[str, Any] = {
-    "epoch": None,
-    **dict.fromkeys(metrics.BY_NAME),
-    "valid_queries": None,
-    "skipped_queries": None,
-}
 
 
 def score_run(
     trained: Path, manifest: Manifest, group: ProcessGroup, cache: Path, rerank: bool = False
-) -> tuple[dict[str, Any], pd.DataFrame | None, pd.DataFrame]:
+) -> tuple[ResultRecord, pd.DataFrame | None, pd.DataFrame]:
     """Score the run in folder ``trained`` on the manifest's query and gallery.
 
     Returns the result record (``selection.last`` is the headline, ``selection.best_on_test`` the published habit,
@@ -59,7 +62,7 @@ def score_run(
 
     Raises UserError when the run is not there or the dataset cannot test it.
     """
-    record = read_record(trained)
+    record = read_whole(trained)
     if reason := shared_people(record, manifest):
         raise UserError(f"{trained} cannot be tested on {manifest.name}: {reason}")
     protocol = datasets.protocol_of(manifest.name)
@@ -80,29 +83,30 @@ def score_run(
         try:
             scores[epoch] = test.score(method)
         except NonFiniteFeatures as error:
-            record = {**record, "status": "failed", "reason": f"tested after epoch {epoch}: {error}"}
-    selection: dict[str, Any] = select(scores, protocol.headline)
-    last = scores[max(scores)] if scores and record["status"] == "ok" else None
-    if record["status"] == "failed":
-        selection = {"last": NO_SCORES, "best_on_test": selection["best_on_test"]}
+            failed = {"status": "failed", "reason": f"tested after epoch {epoch}: {error}"}
+            record = record.model_copy(update=failed)
+    selection = select(scores, protocol.headline)
+    last = scores[max(scores)] if scores and record.status == "ok" else None
+    if record.status == "failed":
+        selection = selection.model_copy(update={"last": NO_SCORES})
     if rerank and last is not None:  # the method still holds the last epoch's weights
-        selection["last_reranked"] = {
-            "epoch": max(scores),
-            **test.score(method, rerank=True).summary(),
-        }
-    if read_record(trained)["files"] != record["files"]:
+        reranked = EpochScores(epoch=max(scores), **test.score(method, rerank=True).summary())
+        selection = selection.model_copy(update={"last_reranked": reranked})
+    if read_whole(trained).files != record.files:
         raise UserError(f"{trained} was trained again while it was scored; evaluate it again")
-    fold = record["data"].get("fold")
-    result = {
-        **record,
-        "run": {**record["run"], "dataset": record["run"]["dataset"].removesuffix(f"-{fold}")},
-        "fold": fold,
-        "protocol": {key: getattr(protocol, key) for key in ("name", "version", "metric", "headline", "folds")},
-        "tested_on": {"name": manifest.name, "fingerprint": manifest.fingerprint, **manifest.info},
-        "selection": selection,
-        "notes": notes,
-        "evaluated_with": provenance(group, ROOT),
-    }
+    fold = record.data.fold
+    own = record.run.model_copy(update={"dataset": record.run.dataset.removesuffix(f"-{fold}")})
+    result = ResultRecord(
+        **{name: getattr(record, name) for name in TrainRecord.model_fields if name not in ("run", "files")},
+        files={},  # by its writer
+        run=own,
+        fold=fold,
+        protocol=protocol_record(protocol),
+        tested_on=data_record(manifest),
+        selection=selection,
+        notes=tuple(notes),
+        evaluated_with=provenance_record(group, ROOT),
+    )
     rows = pd.DataFrame([{"epoch": epoch, **s.summary()} for epoch, s in scores.items()])
     if len(rows):
         rows = rows.drop(columns=["valid_queries", "skipped_queries"])
@@ -110,51 +114,47 @@ def score_run(
     return result, None if last is None else last.per_query, curves
 
 
-def select(scores: Mapping[int, AnyScores], headline: str) -> dict[str, dict[str, Any]]:
+def select(scores: Mapping[int, AnyScores], headline: str) -> Selection:
     """The last epoch, and the one with the best ``headline`` on test (the earliest of equals)."""
-    found = {epoch: {"epoch": epoch, **scores[epoch].summary()} for epoch in sorted(scores)}
-    if not found:
-        return {"last": NO_SCORES, "best_on_test": {**NO_SCORES, "chosen_by": headline}}
+    found = [EpochScores(epoch=epoch, **scores[epoch].summary()) for epoch in sorted(scores)] or [NO_SCORES]
     pick = max if metrics.BY_NAME[headline].higher_is_better else min
-    best = pick(found.values(), key=lambda figures: figures[headline])
-    return {"last": found[max(found)], "best_on_test": {**best, "chosen_by": headline}}
+    best = pick(found, key=lambda epoch: epoch.figure(headline)) if len(found) > 1 else found[0]
+    return Selection(last=found[-1], best_on_test=BestScores(**best.model_dump(), chosen_by=headline))
 
 
-def read_record(trained: Path) -> dict[str, Any]:
+def read_whole(trained: Path) -> TrainRecord:
     """What training wrote of a run; raises UserError when the run is not there or its files are not those recorded."""
-    if not (trained / "train.json").is_file():
-        raise UserError(f"{trained} holds no trained run; run `python -m pipeline.train` first")
-    record: dict[str, Any] = json.loads((trained / "train.json").read_text())
-    if fault := changed(trained, record.get("files", UNKNOWN_FILES)):
+    record = read_train(trained)
+    if fault := changed(trained, record.files):
         raise UserError(
             f"{trained} does not hold what its train.json recorded: {fault}; run `python -m pipeline.train` again, "
             "or wait for the one that is writing there"
         )
-    last = f"weights/{weights_name(record['cost']['epochs'])}"
-    if record["status"] == "ok" and last not in record["files"]:
+    last = f"weights/{weights_name(record.cost.epochs)}"
+    if record.status == "ok" and last not in record.files:
         raise UserError(f"{trained} lacks the last epoch, {last}; run `python -m pipeline.train` again")
     return record
 
 
-def kept_weights(trained: Path, record: dict[str, Any]) -> dict[int, Path]:
+def kept_weights(trained: Path, record: TrainRecord) -> dict[int, Path]:
     """The weights that the run recorded, by epoch."""
-    names = sorted(name for name in record["files"] if name.startswith("weights/"))
+    names = sorted(name for name in record.files if name.startswith("weights/"))
     return {int(Path(name).stem.removeprefix("epoch_")): trained / name for name in names}
 
 
-def same_data(record: dict[str, Any], manifest: Manifest) -> bool:
+def same_data(record: TrainRecord, manifest: Manifest) -> bool:
     """Whether the run was trained on the very images of the manifest."""
-    return bool(record["data"]["fingerprint"] == manifest.fingerprint)
+    return bool(record.data.fingerprint == manifest.fingerprint)
 
 
-def shared_people(record: dict[str, Any], manifest: Manifest) -> str | None:
+def shared_people(record: TrainRecord, manifest: Manifest) -> str | None:
     """Why a run may have been trained on people that the manifest tests, or None.
 
     The datasets of one collection (and the folds of one dataset) divide the same people differently.
     """
     if same_data(record, manifest):
         return None
-    known = [name for name in (record["data"]["name"], manifest.name) if name in datasets.available()]
+    known = [name for name in (record.data.name, manifest.name) if name in datasets.available()]
     collections = [datasets.load(name).collection for name in known]
     if len(collections) < 2 or not collections[0] or collections[0] != collections[1]:
         return None
@@ -164,13 +164,13 @@ def shared_people(record: dict[str, Any], manifest: Manifest) -> str | None:
     )
 
 
-def load_method(record: dict[str, Any]) -> tuple[Run, Method]:
+def load_method(record: TrainRecord) -> tuple[Run, Method]:
     """The run and its untrained method, from the record that training wrote."""
-    fields = {key: value for key, value in record["run"].items() if key != "config_hash"}
+    fields = record.run.model_dump(exclude={"config_hash"})
     patch = Patch("train.json", fields.pop("config"), paper=True)
     config = resolve([patch], methods.load(fields["method"]).Settings)
     run = Run(**fields, config=config)
-    return run, build_method(run, record["capacity"], Streams(record["seed"]), None)
+    return run, build_method(run, record.capacity, Streams(record.seed), None)
 
 
 def read_history(trained: Path) -> pd.DataFrame:
@@ -208,11 +208,11 @@ class TestSplit:
 
     __test__ = False  # not a pytest class, whatever its name
 
-    def __init__(self, manifest: Manifest, run: Run, record: dict[str, Any], group: ProcessGroup, cache: Path) -> None:
+    def __init__(self, manifest: Manifest, run: Run, record: TrainRecord, group: ProcessGroup, cache: Path) -> None:
         self.group, self.run, self.manifest = group, run, manifest
         self.protocol = datasets.protocol_of(manifest.name)
         self.splits = {"query": self.protocol.query, "gallery": self.protocol.gallery}
-        self.mean, self.std = tuple(record["input"]["mean"]), tuple(record["input"]["std"])
+        self.mean, self.std = record.input.mean, record.input.std
         self.needs = methods.load(run.method).needs(run.config)
         size = run.config.input
         rows = {side: manifest.split(split) for side, split in self.splits.items()}

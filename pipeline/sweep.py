@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from core.errors import UserError
-from core.files import UNKNOWN_FILES, changed
+from core.files import changed
 from core.tracking import check_tracker
+from core.validation import RecordError
 from pipeline import cli
 from pipeline.jobs import Job, data_folder, initial_folder, jobs
 from pipeline.params import Params, Rendered
 from pipeline.processes import LOGS, Step, run_all
+from pipeline.records import read_result
 from pipeline.settings import code_hash, resolve_run
 
 
@@ -140,13 +142,16 @@ def is_current(job: Job, params: Params) -> bool:
     file = job.evaluated / "result.json"
     if not file.is_file():
         return False
-    record = json.loads(file.read_text())
-    if changed(job.evaluated, record.get("files", UNKNOWN_FILES)):
+    try:
+        record = read_result(job.evaluated)
+    except RecordError:  # of another version of the suite
+        return False
+    if changed(job.evaluated, record.files):
         return False
     run = resolve_run(job.run, job.dataset, params.profile, params.overrides, backbone=job.backbone)
     data = json.loads((data_folder(job.dataset) / "dataset.json").read_text())
     initial = json.loads((initial_folder(job.dataset, job.backbone) / "initial.json").read_text())
-    made_by = (record["run"]["config_hash"], record["code"], record["data"]["fingerprint"], record["initial"]["sha256"])
+    made_by = (record.run.config_hash, record.code, record.data.fingerprint, record.initial.sha256)
     return made_by == (run.config.digest(), code_hash(run.method), data["fingerprint"], initial["sha256"])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,16 +14,27 @@ from core import distributed
 from core.checkpoint import Checkpoint, weights_name
 from core.distributed import ProcessGroup
 from core.engine import Progress, Trainer, kept_epochs
-from core.files import forget, hashes, write_arrays, write_csv, write_json
+from core.files import forget, hashes, write_arrays, write_csv
 from core.lock import locked_by_main
 from core.manifest import Manifest
-from core.provenance import provenance
 from core.rng import Streams
 from core.tracking import Tracker, check_tracker
 from pipeline import cli, needed
 from pipeline.assemble import build_method, run_key, training_data
 from pipeline.initial import Initial
 from pipeline.jobs import CACHE, ROOT, Job
+from pipeline.records import (
+    TRAINED,
+    CostRecord,
+    InputRecord,
+    NeedsRecord,
+    SourceRecord,
+    TrainRecord,
+    data_record,
+    provenance_record,
+    run_record,
+    write_record,
+)
 from pipeline.settings import Run, choose_backbone, code_hash, resolve_run
 
 
@@ -56,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         distributed.finish(group)
     if group.main:
-        outcome = "failed: " + record["reason"] if record["status"] == "failed" else "trained"
+        outcome = f"failed: {record.reason}" if record.status == "failed" else "trained"
         print(f"{run.title} on {run.dataset}, seed {options.seed}: {outcome}")
-        print(f"  {record['cost']['images_seen']} images in {record['cost']['seconds_total']:.1f} s -> {out}")
+        print(f"  {record.cost.images_seen} images in {record.cost.seconds_total:.1f} s -> {out}")
     return 0
 
 
@@ -71,13 +81,13 @@ def train(
     group: ProcessGroup,
     cache: Path = CACHE,
     track: str | None = None,
-) -> dict[str, Any]:
+) -> TrainRecord:
     """Train a run, resuming what an interrupted one left, and write ``out``; another process at it is FolderInUse.
 
     Writes ``weights/epoch_NNN.pt`` every ``eval_every`` epochs and for the last, ``history.csv`` (one row per
     epoch), ``labels.npz`` (the pseudo-labels of every epoch, for the audit) and ``train.json``. Returns the
-    content of ``train.json``; its ``status`` is ``ok``, or ``failed`` with the reason. Meanwhile the run can be watched
-    in ``cache/progress`` (``Tracker``).
+    content of ``train.json``, whose ``status`` is ``ok``, or ``failed`` with the reason. Meanwhile the run can be
+    watched in ``cache/progress`` (``Tracker``).
     """
     needs = methods.load(run.method).needs(run.config)
     data, capacity = training_data(run, manifest, needs, initial, group, cache)
@@ -89,44 +99,43 @@ def train(
     with locked_by_main(group, checkpoint.folder, out):
         with Tracker(cache / "progress" / Job(run.name, manifest.name, run.backbone, seed).name, track) as tracker:
             progress = Trainer(method, data, run.config, streams, checkpoint, group, tracker.update).fit()
-        record = {
-            "status": "failed" if progress.failure else "ok",
-            "reason": progress.failure,
-            "run": run.record(),
-            "seed": seed,
-            "capacity": capacity,
-            "needs": {"cameras": sorted(needs.cameras), "identities": needs.identities},
-            "data": {"name": manifest.name, "fingerprint": manifest.fingerprint, **manifest.info},
-            "initial": {"source": initial.source, "sha256": initial.sha256},
-            "input": {"mean": initial.mean, "std": initial.std},
-            "cost": cost(progress),
-            "code": code_hash(run.method),
-            "provenance": provenance(group, ROOT),
-        }
+        record = TrainRecord(
+            status="failed" if progress.failure else "ok",
+            reason=progress.failure,
+            run=run_record(run),
+            seed=seed,
+            capacity=capacity,
+            needs=NeedsRecord(cameras=tuple(sorted(needs.cameras)), identities=needs.identities),
+            data=data_record(manifest),
+            initial=SourceRecord(source=initial.source, sha256=initial.sha256),
+            input=InputRecord(mean=tuple(initial.mean), std=tuple(initial.std)),
+            cost=cost(progress),
+            code=code_hash(run.method),
+            provenance=provenance_record(group, ROOT),
+            files={},  # by ``publish``
+        )
         if group.main:
             publish(out, checkpoint, kept_epochs(run.config.schedule, progress.epoch), progress, record)
     return record
 
 
-def publish(
-    out: Path, checkpoint: Checkpoint, epochs: Sequence[int], progress: Progress, record: dict[str, Any]
-) -> None:
+def publish(out: Path, checkpoint: Checkpoint, epochs: Sequence[int], progress: Progress, record: TrainRecord) -> None:
     """Write what a finished run leaves, the record last with the hash of all it speaks of; then forget the checkpoint.
 
     Killed in between, the run resumes at its end and does this again.
     """
-    forget(out / "train.json")
+    forget(out / TRAINED)
     checkpoint.publish_weights(out / "weights", epochs)
     write_csv(out / "history.csv", pd.DataFrame(progress.history))
     labels = [tensor.cpu().numpy() for tensor in progress.labels]
     write_arrays(out / "labels.npz", labels=np.stack(labels) if labels else np.zeros((0, 0), int))
     weights = [f"weights/{weights_name(epoch)}" for epoch in epochs]
-    record["files"] = hashes(out, ["history.csv", "labels.npz", *weights])
-    write_json(out / "train.json", record)
+    files = hashes(out, ["history.csv", "labels.npz", *weights])
+    write_record(record.model_copy(update={"files": files}), out / TRAINED)
     checkpoint.delete()
 
 
-def cost(progress: Progress) -> dict[str, Any]:
+def cost(progress: Progress) -> CostRecord:
     """Seconds per phase, images seen and peak memory of the whole run."""
     history = pd.DataFrame(progress.history)
     seconds = {
@@ -135,13 +144,13 @@ def cost(progress: Progress) -> dict[str, Any]:
         if name.startswith("seconds_")
     }
     peaks = {name: int(history[name].max()) for name in history.columns if name.startswith("peak_")}
-    return {
-        "epochs": progress.epoch,
-        "images_seen": progress.images_seen,
-        "seconds": seconds,
-        "seconds_total": round(sum(seconds.values()), 3),
+    return CostRecord(
+        epochs=progress.epoch,
+        images_seen=progress.images_seen,
+        seconds=seconds,
+        seconds_total=round(sum(seconds.values()), 3),
         **peaks,
-    }
+    )
 
 
 if __name__ == "__main__":

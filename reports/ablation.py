@@ -55,7 +55,7 @@ def ablation(method: str, rows: Mapping[str, Mapping[str, Any]], found: Mapping[
     lines = []
     for row, results in found.items():
         shown = leaderboard([result.record for result in results]).iloc[0].to_dict()
-        made_by = {"row": row, "changes": changes(rows[row]), "config_hash": results[0].record["run"]["config_hash"]}
+        made_by = {"row": row, "changes": changes(rows[row]), "config_hash": results[0].record.run.config_hash}
         lines.append({**shown, **compared.get(row, {}), **made_by})
     return pd.DataFrame(lines, columns=COLUMNS)
 
@@ -65,7 +65,7 @@ def differences(usable: Mapping[str, Cell]) -> list[dict[str, Any]]:
     others = [row for row in usable if row != FULL]
     if FULL not in usable or not others:
         return []
-    weights = SharedWeights(usable[FULL].run["dataset"])
+    weights = SharedWeights(usable[FULL].run.dataset)
     made = compare_family("ablation", [(usable[row], usable[FULL]) for row in others], weights)
     return [{**entry, "row": row} for row, entry in zip(others, made, strict=True)]
 

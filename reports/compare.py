@@ -19,6 +19,7 @@ from core.errors import UserError
 from core.files import write_csv, write_text
 from core.rng import Streams
 from pipeline import cli
+from pipeline.records import RunRecord
 from pipeline.settings import split_name
 from reports.published import read_published
 from reports.record import Result
@@ -52,18 +53,18 @@ class NotComparableError(ValueError):
 class Cell:
     """One row of the leaderboard: the usable results of its seeds."""
 
-    run: dict[str, Any]
+    run: RunRecord
     results: list[Result]
 
     @property
     def name(self) -> str:
         """As in params.yaml: METHOD or METHOD-VARIANT."""
-        return str(self.run["name"])
+        return str(self.run.name)
 
     @property
     def setting(self) -> tuple[str, ...]:
         """What two comparable runs share."""
-        return tuple(self.run[key] for key in SETTING)
+        return tuple(getattr(self.run, key) for key in SETTING)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +102,7 @@ def compare(results: Sequence[Result], every_pair: bool = True) -> pd.DataFrame:
         planned = [(cell, base) for cell in together if (base := find_baseline(cell, together))]
         known = {frozenset((a.name, b.name)) for a, b in planned}
         others = [(b, a) for a, b in combinations(together, 2) if {a.name, b.name} not in known]
-        weights = SharedWeights(together[0].run["dataset"])
+        weights = SharedWeights(together[0].run.dataset)
         rows += compare_family("baseline", planned, weights)
         rows += compare_family("pairs", others if every_pair else [], weights)
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -115,12 +116,12 @@ def cells(results: Sequence[Result]) -> list[Cell]:
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         if result.ok:
-            groups.setdefault(tuple(result.record["run"][key] for key in KEY), []).append(result)
-    made = [Cell(group[0].record["run"], group) for group in groups.values()]
+            groups.setdefault(tuple(getattr(result.record.run, key) for key in KEY), []).append(result)
+    made = [Cell(group[0].record.run, group) for group in groups.values()]
     for cell in made:
-        seeds = [(result.record["seed"], result.record.get("fold")) for result in cell.results]
+        seeds = [(result.record.seed, result.record.fold) for result in cell.results]
         if len(set(seeds)) < len(seeds):
-            names = sorted({result.record["run"]["name"] for result in cell.results})
+            names = sorted({result.record.run.name for result in cell.results})
             raise UserError(f"the same seed of the same run is listed twice in params.yaml: {names}, seeds {seeds}")
     return sorted(made, key=lambda cell: place(cell.run))
 
@@ -131,11 +132,11 @@ def find_baseline(cell: Cell, others: Sequence[Cell]) -> Cell | None:
     A method that uses no cameras in training, neither in sampler nor in loss nor in clustering, is measured against the
     baseline without them, where that was run. Cameras at the test alone change no training, so they do not count.
     """
-    published = read_published(cell.run["method"])
+    published = read_published(cell.run.method)
     method, variant = split_name((published and published.baseline) or BASELINE)
-    compares_like = cell.run["method"] not in (method, FLOOR, CEILING)
-    blind = compares_like and not set(cell.results[0].record["needs"]["cameras"]) - {"test"}
-    known = {(other.run["method"], other.run["variant"]): other for other in others if other is not cell}
+    compares_like = cell.run.method not in (method, FLOOR, CEILING)
+    blind = compares_like and not set(cell.results[0].record.needs.cameras) - {"test"}
+    known = {(other.run.method, other.run.variant): other for other in others if other is not cell}
     wanted = [NO_CAMERA, variant] if blind else [variant]
     return next((known[method, name] for name in wanted if (method, name) in known), None)
 
@@ -168,7 +169,7 @@ def compare_family(family: str, pairs: Sequence[tuple[Cell, Cell]], weights: Sha
 def compare_pair(a: Cell, b: Cell, weights: SharedWeights) -> dict[str, Any]:
     """One row but for the correction; a pair that cannot be compared has a verdict that says why and no numbers."""
     row: dict[str, Any] = {"a": a.name, "b": b.name, **dict(zip(SETTING, a.setting, strict=True))}
-    row["seeds"] = min(len({result.record["seed"] for result in cell.results}) for cell in (a, b))
+    row["seeds"] = min(len({result.record.seed for result in cell.results}) for cell in (a, b))
     try:
         ap_a, ap_b, people = paired_ap(a, b)
     except NotComparableError as error:
@@ -197,13 +198,13 @@ def paired_ap(a: Cell, b: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     results = [*a.results, *b.results]
     tables = [result.queries for result in results if result.queries is not None]
     assert len(tables) == len(results), "a cell holds usable results only"
-    first, expected = results[0].record["tested_on"]["fingerprint"], tables[0]
+    first, expected = results[0].record.tested_on.fingerprint, tables[0]
     if any("ap" not in table for table in tables):
         raise NotComparableError("their protocol gives a query no AP")
     for result, table in zip(results, tables, strict=True):
         record = result.record
-        title = f"{record['run']['name']} seed {record['seed']}"
-        if record["tested_on"]["fingerprint"] != first:
+        title = f"{record.run.name} seed {record.seed}"
+        if record.tested_on.fingerprint != first:
             raise NotComparableError(f"{title} was tested on other data than {a.name}; evaluate both again")
         same = [np.array_equal(table[name], expected[name]) for name in ("query", "person_id")]
         if not all(same):

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_csv(options.out / "leaderboard.csv", table)
     text = markdown(table)
     write_text(options.out / "leaderboard.md", text)
-    made = [result for result in results if result.record["status"] != NOT_RUN]
+    made = [result for result in results if result.record.status != NOT_RUN]
     draw_curves(params, made, options.out / "curves.png")
     write_csv(options.out / "curves.csv", curves(made))
     write_json(options.out / "summary.json", summary(results))
@@ -163,12 +163,12 @@ def draw_curves(params: Params, results: Sequence[Result], file: Path) -> None:
     from matplotlib import pyplot
 
     seed = params.seeds[0]
-    folds = {result.record["run"]["dataset"]: result.record.get("fold") for result in reversed(results)}
+    folds = {result.record.run.dataset: result.record.fold for result in reversed(results)}
     shown: dict[str, list[Result]] = {}
     for result in results:
-        run = result.record["run"]
-        if result.record["seed"] == seed and result.record.get("fold") == folds[run["dataset"]]:
-            shown.setdefault(run["backbone"], []).append(result)
+        run = result.record.run
+        if result.record.seed == seed and result.record.fold == folds[run.dataset]:
+            shown.setdefault(run.backbone, []).append(result)
     height = max(1, len(shown))  # a picture without lines where nothing was run
     figure, rows = pyplot.subplots(height, 3, figsize=(14, 3.8 * height), squeeze=False, layout="constrained")
     for axes, (backbone, listed) in zip(rows, shown.items(), strict=False):
@@ -190,4 +190,4 @@ def draw_run(axes: Sequence[Any], result: Result, colour: Any) -> None:
     for axis, column in zip(axes, PANELS, strict=True):
         line = table.dropna(subset=[column]) if column in table else table[:0]
         if len(line) > 1 and (column == MAIN.name or paired):
-            axis.plot(line["epoch"], line[column], marker=".", color=colour, label=result.record["run"]["name"])
+            axis.plot(line["epoch"], line[column], marker=".", color=colour, label=result.record.run.name)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from core.errors import UserError
-from core.files import UNKNOWN_FILES, changed
+from core.files import changed
 from evaluation import metrics
+from pipeline import records
+from pipeline.records import EpochScores, NotRunRecord, ResultRecord, Selection
 
 TOLERANCE = 1e-6  # fractions: far below what is printed, far above rounding in a text file
 
@@ -21,18 +20,18 @@ TOLERANCE = 1e-6  # fractions: far below what is printed, far above rounding in 
 class Result:
     """One run: ``record`` is result.json of ``folder``, ``queries`` the last epoch's table, by query index.
 
-    ``record["status"]`` is ``ok``, ``failed`` (training gave no result) or ``quarantined`` (the files contradict
+    ``record.status`` is ``ok``, ``failed`` (training gave no result) or ``quarantined`` (the files contradict
     themselves), the last two with a ``reason``. ``queries`` is None unless ``ok``.
     """
 
-    record: dict[str, Any]
+    record: ResultRecord | NotRunRecord
     queries: pd.DataFrame | None
     folder: Path
 
     @property
     def ok(self) -> bool:
         """Whether the numbers may be used."""
-        return self.record["status"] == "ok"
+        return self.record.status == "ok"
 
 
 def side_columns(metric: str) -> list[str]:
@@ -46,23 +45,19 @@ def read_result(folder: Path) -> Result:
 
     Raises UserError when there is no result.json or when it cannot be read at all.
     """
-    file = folder / "result.json"
-    if not file.is_file():
-        raise UserError(f"{file} does not exist; run `python -m pipeline.evaluate` first")
-    try:
-        record = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); run `python -m pipeline.evaluate` again") from error
-    if record["status"] != "ok":
+    record = records.read_result(folder)
+    if record.status != "ok":
         return Result(record, None, folder)
-    metric = record["protocol"]["metric"]
+    metric = record.protocol.metric
     queries, reason = read_queries(folder / "queries.csv", side_columns(metric))
-    reason = reason or selection_fault(record["selection"], metric)
+    reason = reason or selection_fault(record.selection, metric)
     if queries is not None:
-        reason = reason or side_file_fault(record["selection"]["last"], queries, metric)
-    reason = reason or changed(folder, record.get("files", UNKNOWN_FILES))
+        reason = reason or side_file_fault(record.selection.last, queries, metric)
+    reason = reason or changed(folder, record.files)
     if reason:
-        return Result({**record, "status": "quarantined", "reason": f"{folder.name}: {reason}"}, None, folder)
+        return Result(
+            record.model_copy(update={"status": "quarantined", "reason": f"{folder.name}: {reason}"}), None, folder
+        )
     return Result(record, queries, folder)
 
 
@@ -81,32 +76,33 @@ def read_queries(file: Path, columns: Sequence[str]) -> tuple[pd.DataFrame | Non
     return queries.sort_values("query").reset_index(drop=True), None
 
 
-def selection_fault(selection: Mapping[str, Any], metric: str) -> str | None:
+def selection_fault(selection: Selection, metric: str) -> str | None:
     """What is wrong with the figures themselves under a protocol of that ``metric``, or None."""
-    last, best, judge = selection["last"], selection["best_on_test"], metrics.headline(metric)
+    last, best, judge = selection.last, selection.best_on_test, metrics.headline(metric)
     for entry in metrics.METRICS:
-        value = last[entry.name]
+        value = last.figure(entry.name)
         if metric not in entry.defined_by:
             if value is not None:
                 return f"{entry.name} is {value}, but the protocol defines none"
         elif not isinstance(value, int | float) or not entry.low <= value <= entry.high:
             return f"{entry.name} is {value}, not a number from {entry.low:g} to {entry.high:g}"
-    cmc = [last[entry.name] for entry in sorted(metrics.CMC, key=lambda entry: entry.rank or 0)]
+    cmc = [last.figure(entry.name) for entry in sorted(metrics.CMC, key=lambda entry: entry.rank or 0)]
     if cmc != sorted(cmc):
         return f"rank-k does not rise with k: {', '.join(map(str, cmc))}"
-    if best[judge] is None or metrics.BY_NAME[judge].better(last[judge], best[judge]):
-        return f"{judge} of the best epoch on test, {best[judge]}, is worse than the last epoch's, {last[judge]}"
+    ends, top = last.figure(judge), best.figure(judge)
+    if top is None or metrics.BY_NAME[judge].better(ends, top):
+        return f"{judge} of the best epoch on test, {top}, is worse than the last epoch's, {ends}"
     return None
 
 
-def side_file_fault(last: Mapping[str, Any], queries: pd.DataFrame, metric: str) -> str | None:
+def side_file_fault(last: EpochScores, queries: pd.DataFrame, metric: str) -> str | None:
     """Where figures and per-query results disagree, or None."""
-    if len(queries) != last["valid_queries"]:
-        return f"{len(queries)} rows in queries.csv, but valid_queries is {last['valid_queries']}"
+    if len(queries) != last.valid_queries:
+        return f"{len(queries)} rows in queries.csv, but valid_queries is {last.valid_queries}"
     if queries["query"].duplicated().any():
         return "queries.csv names a query twice"
     for entry in metrics.defined(metric):
         value = entry.of(queries, metric)
-        if abs(value - last[entry.name]) > TOLERANCE:
-            return f"{entry.name} is {last[entry.name]:.6f}, but queries.csv gives {value:.6f}"
+        if abs(value - last.figure(entry.name)) > TOLERANCE:
+            return f"{entry.name} is {last.figure(entry.name):.6f}, but queries.csv gives {value:.6f}"
     return None

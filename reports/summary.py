@@ -17,7 +17,7 @@ CURVES = (*FIGURES, "audit_ari", "clusters")
 def summary(results: Sequence[Result]) -> dict[str, Mapping[str, Any]]:
     """FIGURES of each run's last epoch, as fractions; null for one that failed, was not run or is contradictory."""
     return {
-        result.folder.name: {name: result.record["selection"]["last"][name] if result.ok else None for name in FIGURES}
+        result.folder.name: {name: result.record.selection.last.figure(name) if result.ok else None for name in FIGURES}
         for result in results
     }
 

@@ -15,6 +15,7 @@ from evaluation.metrics import Metric
 from pipeline.jobs import Job, jobs
 from pipeline.layers import variants
 from pipeline.params import Params
+from pipeline.records import CostRecord, NotRunRecord, ResultRecord, RunRecord, run_record
 from pipeline.settings import resolve_run
 from reports.published import REFERENCES, fidelity, row_of
 from reports.record import Result, read_result
@@ -63,33 +64,26 @@ def not_run(job: Job, params: Params) -> Result:
     """What stands in the place of a job's result until there is one."""
     dataset, fold = split_fold(job.dataset)
     run = resolve_run(job.run, job.dataset, params.profile, params.overrides, backbone=job.backbone)
-    record = {
-        "status": NOT_RUN,
-        "reason": None,
-        "run": {**run.record(), "dataset": dataset},
-        "fold": fold,
-        "seed": job.seed,
-    }
-    return Result(record, None, job.evaluated)
+    known = run_record(run).model_copy(update={"dataset": dataset})
+    return Result(NotRunRecord(status=NOT_RUN, reason=None, run=known, fold=fold, seed=job.seed), None, job.evaluated)
 
 
 def warn_of_unusable(results: Sequence[Result]) -> None:
     """Say on stderr which results contradict themselves, and which jobs have none."""
     for result in results:
-        if result.record["status"] == "quarantined":
-            print(f"quarantined: {result.record['reason']}", file=sys.stderr)
-    missing = [result.folder.name for result in results if result.record["status"] == NOT_RUN]
+        if result.record.status == "quarantined":
+            print(f"quarantined: {result.record.reason}", file=sys.stderr)
+    missing = [result.folder.name for result in results if result.record.status == NOT_RUN]
     if missing:
         print(f"not run: {len(missing)} of {len(results)} jobs: {', '.join(missing)}", file=sys.stderr)
 
 
-def leaderboard(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def leaderboard(records: Sequence[ResultRecord]) -> pd.DataFrame:
     """One row per KEY with COLUMNS; metrics and published numbers in percent, as papers print them."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, ...], list[ResultRecord]] = {}
     for record in records:
-        run = record["run"]
-        groups.setdefault(tuple(run[name] for name in KEY), []).append(record)
-    rows = [row(group) for group in sorted(groups.values(), key=lambda group: place(group[0]["run"]))]
+        groups.setdefault(tuple(getattr(record.run, name) for name in KEY), []).append(record)
+    rows = [row(group) for group in sorted(groups.values(), key=lambda group: place(group[0].run))]
     main = f"{MAIN.name}_mean"
     floors = {setting(line): line[main] for line in rows if line["method"] == FLOOR}
     for line in rows:
@@ -104,64 +98,64 @@ def setting(line: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(line[name] for name in ("dataset", "profile", "backbone"))
 
 
-def place(run: dict[str, Any]) -> tuple[Any, ...]:
+def place(run: RunRecord) -> tuple[Any, ...]:
     """Order of rows: warm start first, supervised bound last, a method's default variant before its others."""
-    rank = {FLOOR: 0, CEILING: 2}.get(run["method"], 1)
-    names = variants(run["method"])
-    variant = names.index(run["variant"]) if run["variant"] in names else len(names)
+    rank = {FLOOR: 0, CEILING: 2}.get(run.method, 1)
+    names = variants(run.method)
+    variant = names.index(run.variant) if run.variant in names else len(names)
     return (
-        run["dataset"],
-        run["profile"],
-        run["backbone"],
+        run.dataset,
+        run.profile,
+        run.backbone,
         rank,
-        run["method"],
+        run.method,
         variant,
-        run["variant"],
+        run.variant,
     )
 
 
-def row(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def row(group: Sequence[ResultRecord]) -> dict[str, Any]:
     """The row of one group of seeds; means and sd are over the seeds that finished."""
-    made = [record for record in group if record["status"] != NOT_RUN]
-    return result_row(made, len(group)) if made else empty_row(group[0]["run"])
+    made = [record for record in group if record.status != NOT_RUN]
+    return result_row(made, len(group)) if made else empty_row(group[0].run)
 
 
-def empty_row(run: Mapping[str, Any]) -> dict[str, Any]:
+def empty_row(run: RunRecord) -> dict[str, Any]:
     """The row of a run of which no seed has a result: what is known of it beforehand."""
-    published = row_of(run["method"], run["variant"], run["backbone"], run["dataset"])
+    published = row_of(run.method, run.variant, run.backbone, run.dataset)
     return {
         **dict.fromkeys(COLUMNS),
-        **{name: run[name] for name in KEY},
+        **{name: getattr(run, name) for name in KEY},
         "seeds": 0,
         **{f"published_{judge.name}": published and published.figure(judge.name) for judge in metrics.JUDGES},
-        "fidelity": fidelity(run["method"], run["variant"]),
+        "fidelity": fidelity(run.method, run.variant),
         "selection": "last",
         "status": NOT_RUN,
     }
 
 
-def result_row(group: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:
+def result_row(group: Sequence[ResultRecord], wanted: int) -> dict[str, Any]:
     """The row of the results that there are, of so many ``wanted``."""
     first = group[0]
-    run, config = first["run"], first["run"]["config"]
-    done = [record for record in group if record["status"] == "ok"]
+    run, config = first.run, first.run.config
+    done = [record for record in group if record.status == "ok"]
     last = {metric.name: per_seed(done, "last", metric.name) for metric in metrics.BOARD}
     best = {judge.name: per_seed(done, "best_on_test", judge.name) for judge in metrics.JUDGES}
-    published = row_of(run["method"], run["variant"], run["backbone"], run["dataset"])
-    trains = first["cost"]["images_seen"] > 0
+    published = row_of(run.method, run.variant, run.backbone, run.dataset)
+    trains = first.cost.images_seen > 0
     return {
-        **{name: run[name] for name in KEY},
-        "seeds": len({record["seed"] for record in group}),
+        **{name: getattr(run, name) for name in KEY},
+        "seeds": len({record.seed for record in group}),
         **{f"{name}_mean": mean(values) for name, values in last.items()},
         f"{MAIN.name}_sd": float(np.std(last[MAIN.name], ddof=1)) if len(last[MAIN.name]) > 1 else None,
         **{f"published_{name}": published and published.figure(name) for name in best},
-        "camera_use": "+".join(first["needs"]["cameras"]) or "none",
-        "fidelity": fidelity(run["method"], run["variant"]),
-        "initial_weights": first["initial"]["source"],
+        "camera_use": "+".join(first.needs.cameras) or "none",
+        "fidelity": fidelity(run.method, run.variant),
+        "initial_weights": first.initial.source,
         "selection": "last",
-        "images_seen": mean([record["cost"]["images_seen"] for record in group]),
-        "minutes": mean([record["cost"]["seconds_total"] / 60 for record in group]),
-        "peak_memory_gib": peak([record["cost"] for record in group]),
+        "images_seen": mean([record.cost.images_seen for record in group]),
+        "minutes": mean([record.cost.seconds_total / 60 for record in group]),
+        "peak_memory_gib": peak([record.cost for record in group]),
         "status": status(group, wanted),
         **{f"{name}_best_on_test_mean": mean(values) for name, values in best.items()},
         "images_per_second": mean([throughput(record) for record in group]) if trains else None,
@@ -171,21 +165,21 @@ def result_row(group: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:
     }
 
 
-def per_seed(records: Sequence[dict[str, Any]], selection: str, name: str) -> list[float]:
+def per_seed(records: Sequence[ResultRecord], selection: str, name: str) -> list[float]:
     """A figure of each seed in percent, averaged over the folds of its dataset; empty where the protocol has none."""
     scale = metrics.BY_NAME[name].scale
     seeds: dict[int, list[float]] = {}
     for record in records:
-        value = record["selection"][selection][name]
+        value = record.selection.figure(selection, name)
         if value is not None:
-            seeds.setdefault(record["seed"], []).append(scale * value)
+            seeds.setdefault(record.seed, []).append(scale * value)
     return [float(np.mean(values)) for values in seeds.values()]
 
 
-def missing_folds(group: Sequence[dict[str, Any]]) -> str | None:
+def missing_folds(group: Sequence[ResultRecord]) -> str | None:
     """What the row lacks of its protocol's folds, all of which make up the protocol's number."""
-    wanted = group[0].get("protocol", {}).get("folds", 1)
-    found = len({record.get("fold") for record in group})
+    wanted = group[0].protocol.folds
+    found = len({record.fold for record in group})
     return f"{found} of {wanted} folds" if found < wanted else None
 
 
@@ -194,34 +188,34 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def throughput(record: dict[str, Any]) -> float:
+def throughput(record: ResultRecord) -> float:
     """Images seen per second of the whole run, labelling included."""
-    return record["cost"]["images_seen"] / max(record["cost"]["seconds_total"], 1e-9)
+    return record.cost.images_seen / max(record.cost.seconds_total, 1e-9)
 
 
-def seconds(record: dict[str, Any], phase: str) -> float:
+def seconds(record: ResultRecord, phase: str) -> float:
     """Seconds of a phase over the whole run; ``label`` is everything that no other phase has."""
-    spent = record["cost"].get("seconds", {})
+    spent = record.cost.seconds
     if phase != "label":
         return float(spent.get(phase, 0.0))
     return float(sum(value for name, value in spent.items() if name not in PHASES))
 
 
-def peak(costs: Sequence[dict[str, Any]]) -> float | None:
+def peak(costs: Sequence[CostRecord]) -> float | None:
     """Largest peak of host (CPU runs) or device memory over the runs, in GiB; None for a run of no epoch."""
-    peaks = [cost.get("peak_device_bytes", cost.get("peak_host_bytes")) for cost in costs]
+    peaks = [cost.peak_host_bytes if cost.peak_device_bytes is None else cost.peak_device_bytes for cost in costs]
     known = [value for value in peaks if value is not None]
     return max(known) / 2**30 if known else None
 
 
-def status(group: Sequence[dict[str, Any]], wanted: int) -> str:
+def status(group: Sequence[ResultRecord], wanted: int) -> str:
     """``ok``, or how many seeds failed or were quarantined, why the first was, and how many were not run."""
     told = []
-    unit = "seeds" if group[0].get("fold") is None else "runs"
+    unit = "seeds" if group[0].fold is None else "runs"
     for state in ("failed", "quarantined"):
-        bad = [record for record in group if record["status"] == state]
+        bad = [record for record in group if record.status == state]
         if bad:
-            told.append(f"{state} ({len(bad)} of {len(group)} {unit}): {bad[0]['reason']}")
+            told.append(f"{state} ({len(bad)} of {len(group)} {unit}): {bad[0].reason}")
     if len(group) < wanted:
         told.append(f"{NOT_RUN} ({wanted - len(group)} of {wanted} {unit})")
     return "; ".join([*told, *filter(None, [missing_folds(group)])]) or "ok"

@@ -8,7 +8,6 @@ authors' own sources do not show (`verified` in published.yaml) never fails eith
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +19,13 @@ import pandas as pd
 import datasets
 import methods
 from core.errors import UserError
-from core.files import write_csv, write_json, write_text
+from core.files import write_csv, write_text
+from core.validation import Record, read_json
 from evaluation import metrics
 from pipeline import cli
 from pipeline.jobs import jobs
 from pipeline.params import Params
+from pipeline.records import ResultRecord, write_record
 from reports import leaderboard
 from reports.published import Row
 from reports.published import rows as published_rows
@@ -66,9 +67,40 @@ def present_results(params: Params) -> list[Result]:
     return [read_result(folder) for folder in folders if (folder / "result.json").is_file()]
 
 
-def read_reference(folder: Path) -> list[dict[str, Any]]:
+class Spread(Record):
+    """A metric over the seeds of a row, in percent."""
+
+    mean: float
+    sd: float | None
+    values: tuple[float, ...]
+
+
+class ReferenceRow(Record):
+    """A file of the reference: a leaderboard row's metrics, and what they were measured on and by."""
+
+    method: str
+    variant: str
+    backbone: str
+    profile: str
+    dataset: str
+    selection: str
+    seeds: tuple[int, ...]
+    metrics: dict[str, Spread]
+    tested_on: str | list[str]
+    config_hash: str
+    code: str
+    commit: str | None
+    device: str
+
+    @property
+    def setting(self) -> tuple[str, str, str]:
+        """What a row shares with the rows that train alike."""
+        return self.dataset, self.profile, self.backbone
+
+
+def read_reference(folder: Path) -> list[ReferenceRow]:
     """The reference rows; none where there is no reference yet."""
-    return [json.loads(file.read_text()) for file in sorted((folder / "runs").glob("*.json"))]
+    return [read_json(ReferenceRow, file) for file in sorted((folder / "runs").glob("*.json"))]
 
 
 def update(results: Sequence[Result], folder: Path) -> list[Path]:
@@ -79,46 +111,46 @@ def update(results: Sequence[Result], folder: Path) -> list[Path]:
     """
     bad = [result.record for result in results if not result.ok]
     if bad or not results:
-        reason = f"{bad[0]['run']['name']}, seed {bad[0]['seed']}: {bad[0]['reason']}" if bad else "no run has results"
+        reason = f"{bad[0].run.name}, seed {bad[0].seed}: {bad[0].reason}" if bad else "no run has results"
         raise UserError(f"the reference was not written: {reason}")
     written = []
     for key, group in groups(results).items():
         written.append(folder / "runs" / f"{'-'.join(key)}.json")
-        write_json(written[-1], reference_row(key, group))
+        write_record(reference_row(key, group), written[-1])
     table = leaderboard.compared_table(results)
     write_csv(folder / "leaderboard.csv", table)
     write_text(folder / "leaderboard.md", leaderboard.markdown(table))
     return [*written, folder / "leaderboard.csv", folder / "leaderboard.md"]
 
 
-def groups(results: Sequence[Result]) -> dict[Key, list[dict[str, Any]]]:
+def groups(results: Sequence[Result]) -> dict[Key, list[ResultRecord]]:
     """Records by leaderboard row."""
-    made: dict[Key, list[dict[str, Any]]] = {}
+    made: dict[Key, list[ResultRecord]] = {}
     for result in results:
-        made.setdefault(tuple(result.record["run"][name] for name in KEY), []).append(result.record)
+        made.setdefault(tuple(getattr(result.record.run, name) for name in KEY), []).append(result.record)
     return made
 
 
-def reference_row(key: Key, group: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def reference_row(key: Key, group: Sequence[ResultRecord]) -> ReferenceRow:
     """A row's metrics over its seeds, in percent, and what they were measured on."""
     first = group[0]
     values = {name: found for name in metrics.BY_NAME if (found := per_seed(group, "last", name))}
-    return {
+    return ReferenceRow(
         **dict(zip(KEY, key, strict=True)),
-        "selection": "last",
-        "seeds": list(dict.fromkeys(record["seed"] for record in group)),
-        "metrics": {name: {"mean": float(np.mean(v)), "sd": sd(v), "values": v} for name, v in values.items()},
-        "tested_on": tested_on(group),
-        "config_hash": first["run"]["config_hash"],
-        "code": first["code"],
-        "commit": first["provenance"]["commit"],
-        "device": first["provenance"]["device"],
-    }
+        selection="last",
+        seeds=tuple(dict.fromkeys(record.seed for record in group)),
+        metrics={name: Spread(mean=float(np.mean(v)), sd=sd(v), values=tuple(v)) for name, v in values.items()},
+        tested_on=tested_on(group),
+        config_hash=first.run.config_hash,
+        code=first.code,
+        commit=first.provenance.commit,
+        device=first.provenance.device,
+    )
 
 
-def tested_on(group: Sequence[dict[str, Any]]) -> str | list[str]:
+def tested_on(group: Sequence[ResultRecord]) -> str | list[str]:
     """The fingerprint of the data, or those of the folds."""
-    found = sorted({record["tested_on"]["fingerprint"] for record in group})
+    found = sorted({record.tested_on.fingerprint for record in group})
     return found[0] if len(found) == 1 else found
 
 
@@ -153,7 +185,7 @@ def same(values: Sequence[float]) -> bool:
     return max(values) - min(values) < 1e-9
 
 
-def verify(results: Sequence[Result], reference: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def verify(results: Sequence[Result], reference: Sequence[ReferenceRow]) -> pd.DataFrame:
     """One row with COLUMNS per reference row and per published number."""
     present = groups(results)
     rows = [against_reference(row, reference, present) for row in reference]
@@ -173,24 +205,24 @@ def figure(dataset: str) -> str:
 
 
 def against_reference(
-    row: dict[str, Any], reference: Sequence[dict[str, Any]], present: dict[Key, list[dict[str, Any]]]
+    row: ReferenceRow, reference: Sequence[ReferenceRow], present: dict[Key, list[ResultRecord]]
 ) -> dict[str, Any]:
     """The last epoch against the reference's; results of other data (another size or world) do not count as run."""
-    key = tuple(row[name] for name in KEY)
-    by = next(judge.name for judge in metrics.JUDGES if judge.name in row["metrics"])
-    expected = row["metrics"][by]
+    key = tuple(getattr(row, name) for name in KEY)
+    by = next(judge.name for judge in metrics.JUDGES if judge.name in row.metrics)
+    expected = row.metrics[by]
     group = present.get(key, [])
-    alike = [o["metrics"][by]["values"] for o in reference if setting(o) == setting(row) and by in o["metrics"]]
-    spread, seeds = spread_of(expected["values"], alike), len(measured(group, "last", by))
+    alike = [other.metrics[by].values for other in reference if other.setting == row.setting and by in other.metrics]
+    spread, seeds = spread_of(expected.values, alike), len(measured(group, "last", by))
     state = {"expected_by": "reference", **dict(zip(KEY, key, strict=True)), "selection": "last"}
-    state |= {"expected": expected["mean"], "tolerance": tolerance(spread, seeds, len(expected["values"]))}
-    if group and tested_on(group) != row["tested_on"]:
+    state |= {"expected": expected.mean, "tolerance": tolerance(spread, seeds, len(expected.values))}
+    if group and tested_on(group) != row.tested_on:
         return {**state, "state": "not run", "note": "the results are of other data than the reference"}
-    changed = any(record["run"]["config_hash"] != row["config_hash"] for record in group)
+    changed = any(record.run.config_hash != row.config_hash for record in group)
     return judge(state, group, by, "settings differ from the reference's" if changed else "")
 
 
-def against_paper(method: str, row: Row, present: dict[Key, list[dict[str, Any]]]) -> dict[str, Any]:
+def against_paper(method: str, row: Row, present: dict[Key, list[ResultRecord]]) -> dict[str, Any]:
     """The best epoch on test, the papers' own rule, of a run with the papers' settings.
 
     A paper prints one number of unknown spread, so the spread is that of our seeds. A run below a number that was not
@@ -201,7 +233,7 @@ def against_paper(method: str, row: Row, present: dict[Key, list[dict[str, Any]]
     state = {"expected_by": "paper", **dict(zip(KEY, key, strict=True)), "selection": "best_on_test"}
     by = figure(row.dataset)
     values = measured(group, "best_on_test", by)
-    others = [other for other in present.values() if setting(other[0]["run"]) == setting(state)]
+    others = [other for other in present.values() if other[0].run.setting == setting(state)]
     alike = [measured(other, "best_on_test", by) for other in others]
     state |= {"expected": row.figure(by), "tolerance": tolerance(spread_of(values, alike), len(values), 1)}
     judged = judge(state, group, by)
@@ -209,18 +241,18 @@ def against_paper(method: str, row: Row, present: dict[Key, list[dict[str, Any]]
     return {**judged, "state": "unverified"} if doubted else judged
 
 
-def measured(group: Sequence[dict[str, Any]], selection: str, by: str) -> list[float]:
+def measured(group: Sequence[ResultRecord], selection: str, by: str) -> list[float]:
     """The figure ``by`` in percent of the usable seeds."""
-    return per_seed([record for record in group if record["status"] == "ok"], selection, by)
+    return per_seed([record for record in group if record.status == "ok"], selection, by)
 
 
-def judge(state: dict[str, Any], group: Sequence[dict[str, Any]], by: str, note: str = "") -> dict[str, Any]:
+def judge(state: dict[str, Any], group: Sequence[ResultRecord], by: str, note: str = "") -> dict[str, Any]:
     """``state`` completed; a run whose every seed failed or was quarantined is ``below``, not forgotten."""
     values = measured(group, state["selection"], by)
     notes = [note] if note else []
     usual = metrics.JUDGES[0]
     notes += [f"{metrics.BY_NAME[by].title}: its protocol has no {usual.title}"] if by != usual.name else []
-    notes += [f"seed {record['seed']} {record['status']}" for record in group if record["status"] != "ok"]
+    notes += [f"seed {record.seed} {record.status}" for record in group if record.status != "ok"]
     state = {**state, "seeds": len(values), "note": "; ".join(notes)}
     if not values:
         return {**state, "state": "below" if group else "not run"}

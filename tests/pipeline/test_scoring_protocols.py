@@ -20,9 +20,11 @@ from core.manifest import Manifest, read_manifest
 from evaluation.ranking import evaluate_features
 from pipeline import cross_domain, evaluate, prepare, train
 from pipeline.params import read_params
-from pipeline.scoring import load_method, read_record
+from pipeline.records import read_train
+from pipeline.scoring import load_method
 from reports import exports, leaderboard, verify
 from reports.compare import compare
+from reports.published import Row
 from reports.record import read_result
 from reports.table import read_results
 from tests import trees
@@ -94,7 +96,7 @@ def result(dataset: str) -> dict[str, Any]:
 
 def features(dataset: str, file: Path) -> dict[str, np.ndarray]:
     """What the trained run sees of query and gallery, as a feature file that any system might write."""
-    record, manifest = read_record(trained(dataset)), read_manifest(Path("data") / dataset)
+    record, manifest = read_train(trained(dataset)), read_manifest(Path("data") / dataset)
     run, method = load_method(record)
     method.load_state_dict(torch.load(trained(dataset) / "weights/epoch_001.pt", weights_only=True))
     method.eval().to(memory_format=torch.channels_last)
@@ -102,7 +104,7 @@ def features(dataset: str, file: Path) -> dict[str, np.ndarray]:
     for side in ("query", "gallery"):
         rows, size = manifest.split(side), run.config.input
         store = ImageStore(load_images(manifest, side, size.height, size.width), torch.device("cpu"))
-        mean, std = (tuple(record["input"][name]) for name in ("mean", "std"))
+        mean, std = record.input.mean, record.input.std
         seen = extract(method.embed, store, run.config.extraction_batch, mean, std, start("cpu"))
         arrays[f"{side}_features"] = seen["feature"].float().numpy()
         arrays[f"{side}_ids"] = rows["person_id"].to_numpy()
@@ -182,15 +184,18 @@ def change(dataset: str, last: dict[str, Any] | None = None, **fields: Any) -> s
     record["selection"]["last"] |= last or {}
     (folder(dataset) / "result.json").write_text(json.dumps({**record, **fields}))
     read = read_result(folder(dataset))
-    assert read.record["status"] == "quarantined"
+    assert read.record.status == "quarantined"
     assert read.queries is None
-    return str(read.record["reason"])
+    return str(read.record.reason)
 
 
 def test_a_missing_map_is_acceptable_under_the_single_shot_protocol_only(here: Path) -> None:
     market = {**{"name": "market1501", "version": 1, "metric": "cmc_and_map", "headline": "mAP", "folds": 1}}
-    assert "queries.csv lacks the columns ['ap', 'first_match_rank']" in change(FOLDS[0], protocol=market)
-    queries = pd.read_csv(folder(FOLDS[0]) / "queries.csv").assign(ap=0.5, first_match_rank=1)
+    lacking = "queries.csv lacks the columns ['ap', 'first_match_rank', 'inp', 'ap_trapezoid']"
+    assert lacking in change(FOLDS[0], protocol=market)
+    queries = pd.read_csv(folder(FOLDS[0]) / "queries.csv").assign(
+        ap=0.5, ap_trapezoid=0.5, inp=0.5, first_match_rank=1
+    )
     queries.to_csv(folder(FOLDS[0]) / "queries.csv", index=False)
     assert "mAP is None, not a number from 0 to 1" in change(FOLDS[0], protocol=market)
 
@@ -297,9 +302,10 @@ def test_the_gate_holds_rank1_against_the_reference(here: Path, capsys: pytest.C
 def test_a_published_rank1_is_compared_where_the_protocol_has_no_map(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = {"dataset": NAME, "variant": "bound", "backbone": "resnet18_half", "mAP": None, "rank1": 99.5}
-    market = {**row, "dataset": "market1501"}
-    monkeypatch.setattr(verify, "published", lambda m: {"rows": [row, market]} if m == "supervised" else {})
+    figures = {"mAP": None, "rank1": 99.5, "rank5": None, "rank10": None, "verified": "paper", "source": "a table"}
+    row = Row(dataset=NAME, variant="bound", backbone="resnet18_half", **figures)
+    market = row.model_copy(update={"dataset": "market1501"})
+    monkeypatch.setattr(verify, "published_rows", lambda method: (row, market) if method == "supervised" else ())
     monkeypatch.setattr(verify, "PUBLISHED_PROFILE", "tiny")
     table = verify.verify(verify.present_results(params()), [])
     assert table[["dataset", "state"]].to_numpy().tolist() == [[NAME, "below"]]
@@ -309,8 +315,9 @@ def test_runs_without_ap_are_not_compared_and_say_why(here: Path) -> None:
     results = read_results(params())
     renamed = []
     for one in results:
-        run = {**one.record["run"], "method": "cluster_contrast", "variant": "sequential", "name": "cluster_contrast"}
-        renamed.append(type(one)({**one.record, "run": run}, one.queries, one.folder))
+        names = {"method": "cluster_contrast", "variant": "sequential", "name": "cluster_contrast"}
+        run = one.record.run.model_copy(update=names)
+        renamed.append(type(one)(one.record.model_copy(update={"run": run}), one.queries, one.folder))
     table = compare([*results, *renamed])
     assert table["verdict"].tolist() == ["not comparable: their protocol gives a query no AP"]
     assert table["seeds"].tolist() == [1]

@@ -64,8 +64,8 @@ def test_a_result_whose_side_files_were_cut_is_quarantined(world: TinyWorld, tra
     assert read_result(tmp_path / "scored").ok
     cut(tmp_path / "scored/curves.csv")
     found = read_result(tmp_path / "scored")
-    assert found.record["status"] == "quarantined"
-    assert "curves.csv is not the file that was recorded" in found.record["reason"]
+    assert found.record.status == "quarantined"
+    assert "curves.csv is not the file that was recorded" in found.record.reason
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from core.validation import read
 from evaluation import metrics
 from pipeline import evaluate
 from pipeline.jobs import Job
+from pipeline.records import ResultRecord
 from pipeline.settings import resolve_run
 
 PARAMS = """
@@ -65,6 +67,7 @@ def write_result(
     queries = side_file(ap, people)
     last: dict[str, Any] = {
         "epoch": 2,
+        "skipped_queries": 0,
         **{metric.name: metric.of(queries) for metric in metrics.METRICS},
         "valid_queries": len(ap),
     }
@@ -77,6 +80,12 @@ def write_result(
         "reason": failure,
         "run": run.record(),
         "seed": seed,
+        "capacity": 4,
+        "files": {},
+        "fold": None,
+        "input": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        "data": {"name": "rendered", "fingerprint": fingerprint},
+        "evaluated_with": {"commit": None, "device": "none"},
         "needs": {"cameras": list(cameras), "identities": False},
         "protocol": {"name": "rendered", "version": 1, "metric": "cmc_and_map", "headline": "mAP", "folds": 1},
         "tested_on": {"name": "rendered", "fingerprint": fingerprint},
@@ -88,5 +97,5 @@ def write_result(
     }
     folder = Job(name, "rendered", "resnet18_half", seed).evaluated
     curves = pd.DataFrame({"epoch": [1, 2], "mAP": [0.1, 0.2]})
-    evaluate.write(folder, record, None if failure else queries, curves)
+    evaluate.write(folder, read(ResultRecord, record, "the result"), None if failure else queries, curves)
     return folder

@@ -13,7 +13,7 @@ import yaml
 from core.manifest import read_manifest
 from pipeline.initial import read_initial
 from pipeline.jobs import ROOT, Job
-from pipeline.scoring import read_record
+from pipeline.scoring import read_whole
 from reports.record import read_result
 
 BACKBONE = "resnet18_half"
@@ -60,11 +60,11 @@ STAGES = {
     ),
     "train": Stage(
         *("train", (*TRAIN, "--out", "out"), ["out"]),
-        *({"data": "data", "initial": "initial"}, {}, read_record),
+        *({"data": "data", "initial": "initial"}, {}, read_whole),
     ),
     "train over another run": Stage(
         *("train", (*TRAIN, "--out", "out"), ["out"]),
-        *({"data": "data", "initial": "initial", "cache/images": "cache/images"}, {"out": "other run"}, read_record),
+        *({"data": "data", "initial": "initial", "cache/images": "cache/images"}, {"out": "other run"}, read_whole),
     ),
     "evaluate": Stage(
         *("evaluate", (*EVALUATE, "--trained", "run", "--out", "out", "--cache", "cache"), ["out"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -91,7 +92,7 @@ def replay(replayed: Replayed, record: Record) -> None:
         with watching(trainer):
             progress = trainer.fit()
         record.note("end, failed", [int(progress.failure is not None)])
-        trained = {"input": {"mean": initial.mean, "std": initial.std}}
+        trained = SimpleNamespace(input=initial)  # of a training's record the test reads mean and std alone
         test = scoring.TestSplit(manifest, run, trained, CPU, folder / "cache")
         with watching_test(record):
             scores = test.score(method)

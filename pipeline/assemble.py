@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,10 +91,26 @@ def build_method(run: Run, capacity: int, streams: Streams, initial: Initial | N
     return method
 
 
+class Computing(NamedTuple):
+    """What a run is computed on, as far as its numbers depend on it: device type, CPU threads and processes."""
+
+    device: str
+    threads: int
+    processes: int
+
+    @classmethod
+    def of(cls, group: ProcessGroup) -> Computing:
+        """What this process computes on."""
+        return cls(group.device.type, torch.get_num_threads(), group.size)
+
+
 def run_key(
-    run: Run, manifest: Manifest, needs: Needs, initial: Initial, seed: int, group: ProcessGroup
+    run: Run, manifest: Manifest, needs: Needs, initial: str | None, seed: int, computing: Computing
 ) -> dict[str, Any]:
-    """Everything that decides a run's numbers: two runs with the same key may share a checkpoint."""
+    """Everything that decides a run's numbers; ``initial`` is the hash of its initial weights.
+
+    Its digest stands in train.json, names the checkpoint, and tells a sweep whether a result is current.
+    """
     rows = manifest.split(needs.trains_on)
     seen = ["path"]
     seen += ["camera_id"] if needs.cameras else []
@@ -105,9 +121,7 @@ def run_key(
         "seed": seed,
         "data": manifest.fingerprint,
         "rows": hashlib.sha256(rows[seen].to_csv(index=False).encode()).hexdigest(),
-        "initial": initial.sha256,
+        "initial": initial,
         "code": code_hash(run.method),
-        "processes": group.size,
-        "threads": torch.get_num_threads(),
-        "device": group.device.type,
+        **computing._asdict(),
     }

@@ -119,6 +119,7 @@ class TrainRecord(Record):
     input: InputRecord
     cost: CostRecord
     code: str
+    key: str  # digest of all that decides the run's numbers (``assemble.run_key``)
     provenance: ProvenanceRecord
     files: dict[str, str]  # hashes of what lies beside the record, by name
 
@@ -175,6 +176,7 @@ class ResultRecord(TrainRecord):
     status: Literal["ok", "failed", "quarantined"]  # type: ignore[assignment]
     fold: int | None
     protocol: ProtocolRecord
+    scoring: str  # hash of all that decides the scores beside the run (``settings.scoring_hash``)
     tested_on: DataRecord
     selection: Selection
     notes: tuple[str, ...] = ()

@@ -46,7 +46,7 @@ from pipeline.records import (
     provenance_record,
     read_train,
 )
-from pipeline.settings import Run
+from pipeline.settings import Run, scoring_hash
 
 AnyScores = Scores | SingleShotScores
 
@@ -102,6 +102,7 @@ def score_run(
         run=own,
         fold=fold,
         protocol=protocol_record(protocol),
+        scoring=scoring_hash(protocol),
         tested_on=data_record(manifest),
         selection=selection,
         notes=tuple(notes),

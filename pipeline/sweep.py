@@ -1,6 +1,7 @@
 """Run every job of params.yaml without DVC, several at once: for machines that have no DVC, or room for many jobs.
 
-A job whose result was made by the same settings, code, data and initial weights is left alone. Each job is a process of
+What was made by the same code, settings, data, initial weights, threads and device is left alone: a change of the
+evaluation scores a run again and does not train it. Each job is a process of
 its own, which ends with the sweep; jobs are dealt out over the visible CUDA devices. One that fails or is killed is
 reported with its log, and the others go on.
 """
@@ -8,23 +9,30 @@ reported with its log, and the others go on.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+import datasets
+import methods
+from core.config import digest
 from core.errors import UserError
 from core.files import changed
+from core.manifest import read_manifest
 from core.tracking import check_tracker
-from core.validation import RecordError
 from pipeline import cli
+from pipeline.assemble import Computing, run_key
+from pipeline.initial import read_initial
 from pipeline.jobs import Job, data_folder, initial_folder, jobs
 from pipeline.params import Params, Rendered
 from pipeline.processes import LOGS, Step, run_all
-from pipeline.records import read_result
-from pipeline.settings import code_hash, resolve_run
+from pipeline.records import TrainRecord, read_result, read_train
+from pipeline.settings import resolve_run, scoring_hash
+
+Left = TypeVar("Left", bound=TrainRecord)
 
 
 class JobsFailed(UserError):
@@ -78,8 +86,8 @@ def run_missing(wanted: Sequence[Job], params: Params, on: Machine) -> None:
     ready = [job for job in dict.fromkeys(wanted) if f"prepare-{job.dataset}" not in failed]
     failed |= run_all(warm_starts(ready, on), on.parallel, on.device)
     ready = [job for job in ready if f"pretrain-{job.dataset}-{job.backbone}" not in failed]
-    missing = [job for job in ready if not is_current(job, params)]
-    failed |= run_all({job.name: job_steps(job, on) for job in missing}, on.parallel, on.device)
+    steps = {job.name: job_steps(job, params, on) for job in ready}
+    failed |= run_all({name: listed for name, listed in steps.items() if listed}, on.parallel, on.device)
     if failed:
         waiting = len(set(wanted)) - len(ready)
         also = f" ({waiting} more lack what these should have made)" if waiting else ""
@@ -124,12 +132,18 @@ def refuse_other_world(dataset: str, drawn: Rendered) -> None:
         )
 
 
-def job_steps(job: Job, on: Machine) -> list[Step]:
-    """Training, then evaluation."""
+def job_steps(job: Job, params: Params, on: Machine) -> list[Step]:
+    """Training and evaluation, as far as what they left is not what they would make now."""
     where = ["--method", job.run, "--dataset", job.dataset, "--seed", str(job.seed), "--backbone", job.backbone]
     where += ["--params", str(on.params), *computing(on)]
     watched = ["--track", on.track] if on.track else []
-    return [Step("train", [*where, "--profile", on.profile, *watched]), Step("evaluate", where)]
+    train, evaluate = Step("train", [*where, "--profile", on.profile, *watched]), Step("evaluate", where)
+    run, result = keys(job, params, on)
+    scored = left_by(read_result, job.evaluated)
+    if scored and (scored.key, scored.scoring) == (run, result):
+        return []
+    trained = left_by(read_train, job.trained)
+    return [evaluate] if trained and trained.key == run else [train, evaluate]
 
 
 def computing(on: Machine) -> list[str]:
@@ -137,22 +151,24 @@ def computing(on: Machine) -> list[str]:
     return ["--device", on.device, "--threads", str(on.threads)]
 
 
-def is_current(job: Job, params: Params) -> bool:
-    """Whether the job's result is whole and was made by the present settings, code, data and initial weights."""
-    file = job.evaluated / "result.json"
-    if not file.is_file():
-        return False
-    try:
-        record = read_result(job.evaluated)
-    except RecordError:  # of another version of the suite
-        return False
-    if changed(job.evaluated, record.files):
-        return False
+def keys(job: Job, params: Params, on: Machine) -> tuple[str, str]:
+    """What names all that decides the job's run, and its result beside the run: a change of it makes them stale."""
     run = resolve_run(job.run, job.dataset, params.profile, params.overrides, backbone=job.backbone)
-    data = json.loads((data_folder(job.dataset) / "dataset.json").read_text())
-    initial = json.loads((initial_folder(job.dataset, job.backbone) / "initial.json").read_text())
-    made_by = (record.run.config_hash, record.code, record.data.fingerprint, record.initial.sha256)
-    return made_by == (run.config.digest(), code_hash(run.method), data["fingerprint"], initial["sha256"])
+    needs = methods.load(run.method).needs(run.config)
+    manifest = read_manifest(data_folder(job.dataset))
+    initial = read_initial(initial_folder(job.dataset, job.backbone)).sha256
+    device = "cuda" if on.device != "cpu" and torch.cuda.is_available() else "cpu"
+    key = run_key(run, manifest, needs, initial, job.seed, Computing(device, on.threads, 1))
+    return digest(key), scoring_hash(datasets.protocol_of(manifest.name))
+
+
+def left_by(read: Callable[[Path], Left], folder: Path) -> Left | None:
+    """The record in a folder whose files are those that it speaks of; None where there is none, or another's."""
+    try:
+        record = read(folder)
+    except UserError:  # not there, or of another version of the suite
+        return None
+    return None if changed(folder, record.files) else record
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 import methods
 from core import distributed
 from core.checkpoint import Checkpoint, weights_name
+from core.config import digest
 from core.distributed import ProcessGroup
 from core.engine import Progress, Trainer, kept_epochs
 from core.files import forget, hashes, write_arrays, write_csv
@@ -20,7 +21,7 @@ from core.manifest import Manifest
 from core.rng import Streams
 from core.tracking import Tracker, check_tracker
 from pipeline import cli, needed
-from pipeline.assemble import build_method, run_key, training_data
+from pipeline.assemble import Computing, build_method, run_key, training_data
 from pipeline.initial import Initial
 from pipeline.jobs import CACHE, ROOT, Job
 from pipeline.records import (
@@ -94,8 +95,8 @@ def train(
     streams = Streams(seed)
     method = build_method(run, capacity, streams, initial)
     # Two runs that differ by name alone (a row of an ablation that changes nothing) may train at the same time.
-    key = {**run_key(run, manifest, needs, initial, seed, group), "name": run.name}
-    checkpoint = Checkpoint(cache / "checkpoints", key)
+    key = run_key(run, manifest, needs, initial.sha256, seed, Computing.of(group))
+    checkpoint = Checkpoint(cache / "checkpoints", {**key, "name": run.name})
     with locked_by_main(group, checkpoint.folder, out):
         with Tracker(cache / "progress" / Job(run.name, manifest.name, run.backbone, seed).name, track) as tracker:
             progress = Trainer(method, data, run.config, streams, checkpoint, group, tracker.update).fit()
@@ -111,6 +112,7 @@ def train(
             input=InputRecord(mean=tuple(initial.mean), std=tuple(initial.std)),
             cost=cost(progress),
             code=code_hash(run.method),
+            key=digest(key),
             provenance=provenance_record(group, ROOT),
             files={},  # by ``publish``
         )

@@ -92,6 +92,8 @@ def write_result(
         "initial": {"source": "chosen", "sha256": None},
         "cost": {"images_seen": 96, "seconds_total": 6.0},
         "code": "none",
+        "key": "none",
+        "scoring": "none",
         "provenance": {"commit": None, "device": "none"},
         "selection": {"last": last, "best_on_test": best_on_test},
     }

@@ -88,10 +88,22 @@ def test_a_job_is_trained_again_only_when_what_made_it_changes(here: Path) -> No
     written = result.stat().st_mtime_ns
     assert ablation.main(arguments) == 0
     assert result.stat().st_mtime_ns == written
-    record = json.loads(result.read_text())
-    result.write_text(json.dumps({**record, "code": "other"}))
+    job = Job("hhcl-hard_only", "rendered", "resnet18_half", 0)
+    train, evaluate = here / job.trained / "train.json", here / job.evaluated / "result.json"
+    trained = train.stat().st_mtime_ns
+    alter(evaluate, scoring="another evaluation")
     assert ablation.main(arguments) == 0
-    assert json.loads(result.read_text())["code"] == record["code"]
+    assert json.loads(evaluate.read_text())["scoring"] != "another evaluation"
+    assert train.stat().st_mtime_ns == trained, "a change of what scores trains nothing"
+    alter(evaluate, key="another run")
+    alter(train, key="another run")
+    assert ablation.main(arguments) == 0
+    assert train.stat().st_mtime_ns != trained
+
+
+def alter(file: Path, **changes: str) -> None:
+    """Change what a record says of how it was made."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def test_a_difference_is_paired_by_query_and_seed(

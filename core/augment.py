@@ -37,7 +37,8 @@ class Augment:
     jitter_probability: float = 1.0
     erase_probability: float = 0.5
     erase_area: tuple[float, float] = (0.02, 0.4)  # share of the image
-    erase_aspect: float = 0.3  # height / width is uniform (not log-uniform) in (a, 1 / a)
+    # Height / width is uniform (not log-uniform) in (a, 1 / a), or between the two values given.
+    erase_aspect: float | tuple[float, float] = 0.3
     # The family erases after normalisation, so these are colours of the normalised image.
     erase_fill: tuple[float, float, float] = (0.485, 0.456, 0.406)
 
@@ -52,11 +53,18 @@ class Augment:
                 "[0, 1], strengths are not negative, and hue is at most 0.5"
             )
         low, high = self.erase_area
-        if not 0 < low <= high <= 1 or not 0 < self.erase_aspect <= 1:
+        narrow, broad = self.aspects
+        if not 0 < low <= high <= 1 or not 0 < narrow <= broad:
             raise UserError(
                 f"augmentation: erase_area {self.erase_area} must be ordered shares in (0, 1] and "
-                f"erase_aspect {self.erase_aspect} must lie in (0, 1]"
+                f"erase_aspect {self.erase_aspect} must lie in (0, 1], or be two ordered ratios above 0"
             )
+
+    @property
+    def aspects(self) -> tuple[float, float]:
+        """The least and the largest height / width of what is erased."""
+        given = self.erase_aspect
+        return given if isinstance(given, tuple) else (given, 1 / given if given > 0 else 0.0)
 
     @property
     def jitters(self) -> bool:
@@ -141,7 +149,7 @@ def _draw_rectangles(config: Augment, batch: int, height: int, width: int, gener
     chosen = uniform(batch) < config.erase_probability
     low, high = config.erase_area
     area = (low + (high - low) * uniform(batch, ATTEMPTS)) * height * width
-    narrow, broad = config.erase_aspect, 1 / config.erase_aspect
+    narrow, broad = config.aspects
     aspect = narrow + (broad - narrow) * uniform(batch, ATTEMPTS)
     tall, wide = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (tall < height) & (wide < width)

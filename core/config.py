@@ -286,7 +286,9 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in inner:
             return None
-        return _convert(value, next(t for t in inner if t is not type(None)), key)
+        others = [option for option in inner if option is not type(None)]
+        lists = [option for option in others if typing.get_origin(option) is tuple]
+        return _convert(value, (lists if lists and isinstance(value, (list, tuple)) else others)[0], key)
     if origin is typing.Literal:
         if value not in inner:
             raise ConfigError(f"'{key}' must be one of {', '.join(map(str, inner))}, not {value!r}")

@@ -1,4 +1,7 @@
-"""Losses of a whole image and its parts: labels refined by the parts, parts smoothed by how far they agree."""
+"""Losses of a whole image and its parts: labels refined by the parts, parts smoothed by how far they agree.
+
+docs/methods/pplr.md, "Losses".
+"""
 
 from __future__ import annotations
 

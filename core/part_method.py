@@ -1,6 +1,6 @@
 """What PPLR and its descendants share: parts beside the whole image, each with a BNNeck and a classifier of its own.
 
-Equations: docs/methods/pisl.md, "Refined labels" and "Other losses".
+Equations: docs/methods/pplr.md, "Losses".
 """
 
 from __future__ import annotations

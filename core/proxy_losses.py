@@ -1,6 +1,7 @@
 """Camera-aware proxy losses, one value per image: similarities in, (B,) losses out.
 
-Equations: docs/methods/vitc_ureid.md, "Losses" (L_inter, L_intra) and "Online term".
+Equations: docs/methods/cap.md, "Losses" (L_inter, L_intra), docs/methods/o2cap.md, "Losses" (online term), and
+docs/methods/pplr.md, "Losses" (camera contrast).
 ``logits`` (B, U) are <f_i, V_u> / tau_c over the U proxies; nothing but them carries a gradient.
 
 ``refill``: where the others are fewer than the negatives asked for, the masked proxies fill their list, most similar

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.agreement import cross_agreement
 from core.clustering import dbscan
 from core.config import Config, Sampler, Schedule
 from core.data import Batch
@@ -30,6 +32,8 @@ from core.part_losses import consistency_smoothed_cross_entropy, refined_cross_e
 from core.proxy_losses import camera_contrast
 from evaluation.ranking import evaluate_ranking
 from evaluation.rerank import rerank
+from methods.cap.method import CAP
+from methods.cap.method import Settings as CAPSettings
 from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.hhcl.method import HHCL
@@ -37,6 +41,10 @@ from methods.hhcl.method import Settings as HHCLSettings
 from methods.ise.method import ISE
 from methods.ise.method import Settings as ISESettings
 from methods.ise.supports import degree
+from methods.o2cap.method import O2CAP
+from methods.o2cap.method import Settings as O2CAPSettings
+from methods.pplr.method import PPLR
+from methods.pplr.method import Settings as PPLRSettings
 from methods.selective_contrastive.contrast import (
     log_probabilities,
     pull_positives,
@@ -232,31 +240,123 @@ def pisl_losses(data: Arrays) -> Iterator[Comparison]:
 
 
 def o2cap(data: Arrays) -> Iterator[Comparison]:
-    """O2CAP's offline and online terms, their gradient on the inputs, and the proxies, which start from features."""
-    settings = ViTCSettings(
-        mode="o2cap",
-        proxy_temperature=float(data["temperature"]),
+    """O2CAP's two terms, by its own method and by the mode of ViTC-UReID."""
+    given = {
+        "momentum": float(data["momentum"]),
+        "negatives": int(data["hard_negatives"]),
+        "online_positives": int(data["online_positives"]),
+        "association_weight": float(data["association_weight"]),
+    }
+    temperature = float(data["temperature"])
+    method = _build(O2CAP, O2CAPSettings(temperature=temperature, **given))
+    yield from _train_proxies(data, method, {"offline": "offline", "online": "online"})
+    mode = _build(ViTCUReID, ViTCSettings(mode="o2cap", proxy_temperature=temperature, **given))
+    yield from _train_proxies(data, mode, {"inter": "offline", "online": "online"})
+
+
+def cap(data: Arrays) -> Iterator[Comparison]:
+    """CAP's two terms as released, its loss by epoch, and its proxies, which the file orders camera by camera."""
+    settings = CAPSettings(
+        temperature=float(data["temperature"]),
         momentum=float(data["momentum"]),
+        w_inter=float(data["inter_weight"]),
+        inter_start=float(data["inter_start"]),
         negatives=int(data["hard_negatives"]),
-        online_positives=int(data["online_positives"]),
-        association_weight=float(data["association_weight"]),
+        few_negatives="refilled",
     )
-    method = _build(ViTCUReID, settings)
-    method.proxies = ProxyMemory(_tensor(data["features"]), data["labels"], data["cameras"], settings.momentum)
-    yield "proxies_0", method.proxies.rows.numpy().copy(), data["proxies_0"]
+    order = np.lexsort((data["proxy_clusters"], data["proxy_cameras"]))
+    ours = np.lexsort((data["proxy_cameras"], data["proxy_clusters"]))  # cluster by cluster
+    assert (order == np.arange(len(order))).all(), "the file is not camera by camera"
+    yield from _train_proxies(data, _build(CAP, settings), {"intra": "intra"}, np.argsort(ours))
+
+
+def _train_proxies(
+    data: Arrays, method: Method, names: Mapping[str, str], order: np.ndarray | None = None
+) -> Iterator[Comparison]:
+    """Terms (``names``: ours -> the file's), loss, gradient and proxies, which start from the file's features.
+
+    order (U,): our row of each of the file's proxies.
+    """
+    order = np.arange(len(data["proxies_0"])) if order is None else order
+    method.proxies = ProxyMemory(
+        _tensor(data["features"]), data["labels"], data["cameras"], method.config.settings.momentum
+    )
+    yield "proxies_0", method.proxies.rows.numpy()[order], data["proxies_0"]
     for step in range(sum(name.startswith("inputs_") for name in data)):
         inputs, rows = _tensor(data[f"inputs_{step}"]).requires_grad_(), data[f"indices_{step}"]
         given = [torch.from_numpy(array) for array in (rows, data["labels"][rows], data["cameras"][rows])]
-        batch = Batch([], *given, extra={}, epoch=0)
+        batch = Batch([], *given, extra={}, epoch=int(data.get(f"epoch_{step}", 0)))
         features = F.normalize(inputs, dim=1)
         terms = method.loss({"feature": features}, batch)
         loss = torch.stack(list(terms.values())).sum()
         (gradient,) = torch.autograd.grad(loss, inputs)
         method.after_step({"feature": features.detach()}, batch)
-        yield f"offline_{step}", terms["inter"].detach().numpy(), data[f"offline_{step}"]
-        yield f"online_{step}", terms["online"].detach().numpy(), data[f"online_{step}"]
+        for name, theirs in names.items():
+            yield f"{theirs}_{step}", terms[name].detach().numpy(), data[f"{theirs}_{step}"]
+        yield f"loss_{step}", loss.detach().numpy(), data[f"loss_{step}"]
         yield f"grad_{step}", gradient.numpy(), data[f"grad_{step}"]
-        yield f"proxies_{step + 1}", method.proxies.rows.numpy().copy(), data[f"proxies_{step + 1}"]
+        yield f"proxies_{step + 1}", method.proxies.rows.numpy()[order], data[f"proxies_{step + 1}"]
+
+
+def pplr(data: Arrays) -> Iterator[Comparison]:
+    """Agreement and proxies, where the file has features; and the four losses with their gradients, as released."""
+    settings = PPLRSettings(
+        parts=data["agreement"].shape[1],
+        neighbours=int(data["neighbours"]),
+        own_label_share=float(data["own_share"]),
+        consistency_from=float(data["agreement_from"]),
+        label_smoothing=float(data["smoothing"]),
+        camera_weight=float(data["camera_weight"]),
+        camera_temperature=float(data["camera_temperature"]),
+        camera_negatives=int(data["hard_negatives"]),
+        few_negatives="refilled",
+    )
+    network = nn.Identity()
+    network.dim = data["proxies"].shape[1]
+    method = PPLR(Config(settings=settings), network, capacity=len(data["labels"]))
+    free = PPLR(Config(settings=replace(settings, camera_weight=0.0)), network, capacity=len(data["labels"]))
+    if "features" in data:
+        found = cross_agreement(_tensor(data["features"]), _tensor(data["parts"]), settings.neighbours)
+        yield "agreement", found.numpy(), data["agreement"]
+    # Proxies of the file: one image each makes a memory whose rows they are.
+    given = [_tensor(data["proxies"]), *_tensor(data["part_proxies"])]
+    clusters, cameras = data["proxy_clusters"], data["proxy_cameras"]
+    method.cameras, *method.part_cameras = (ProxyMemory(rows, clusters, cameras, momentum=1.0) for rows in given)
+    if "features" in data:
+        spaces = [_tensor(data["features"]), *_tensor(data["parts"]).unbind(dim=1)]
+        made = [ProxyMemory(space, data["labels"], data["cameras"], momentum=1.0).rows.numpy() for space in spaces]
+        yield "proxies", made[0], data["proxies"]
+        yield "part_proxies", np.stack(made[1:]), data["part_proxies"]
+    for step in range(sum(name.startswith("indices_") for name in data)):
+        yield from _pplr_step(data, step, method, free)
+
+
+def _pplr_step(data: Arrays, step: int, method: PPLR, free: PPLR) -> Iterator[Comparison]:
+    """One batch of PPLR's two trainers."""
+    golden = {"embedding": "embedding", "parts": "part_embeddings", "logits": "logits", "part_logits": "part_logits"}
+    output = {ours: _tensor(data[f"{theirs}_{step}"]).requires_grad_() for ours, theirs in golden.items()}
+    rows = data[f"indices_{step}"]
+    batch = Batch(
+        images=[],
+        indices=torch.from_numpy(rows),
+        targets=torch.from_numpy(data[f"targets_{step}"]),
+        cameras=torch.from_numpy(data[f"batch_cameras_{step}"]),
+        extra={"consistency": _tensor(data["agreement"][rows])},
+        epoch=int(data[f"epoch_{step}"]),
+    )
+    terms, terms_free = method.loss(output, batch), free.loss(output, batch)
+    for name in ("global", "part", "triplet"):
+        yield f"{name}_loss_{step}", terms[name].detach().numpy(), data[f"{name}_loss_{step}"]
+    camera = terms["camera"].detach().numpy() / float(data["camera_weight"])
+    yield f"camera_loss_{step}", camera, data[f"camera_loss_{step}"]
+    loss, loss_free = (torch.stack(list(found.values())).sum() for found in (terms, terms_free))
+    yield f"loss_{step}", loss.detach().numpy(), data[f"loss_{step}"]
+    yield f"loss_free_{step}", loss_free.detach().numpy(), data[f"loss_free_{step}"]
+    gradients = torch.autograd.grad(loss, list(output.values()), retain_graph=True)
+    for theirs, gradient in zip(golden.values(), gradients, strict=True):
+        yield f"{theirs}_grad_{step}", gradient.numpy(), data[f"{theirs}_grad_{step}"]
+    (gradient,) = torch.autograd.grad(loss_free, output["embedding"])
+    yield f"embedding_grad_free_{step}", gradient.numpy(), data[f"embedding_grad_free_{step}"]
 
 
 def ise(data: Arrays) -> Iterator[Comparison]:
@@ -307,6 +407,8 @@ KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "selective_contrastive": selective_contrastive,
     "pisl_losses": pisl_losses,
     "o2cap": o2cap,
+    "cap": cap,
+    "pplr": pplr,
     "ise": ise,
     "lockstep_cluster_contrast": lockstep,
     "lockstep_hhcl": lockstep,

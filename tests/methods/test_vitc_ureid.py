@@ -21,62 +21,19 @@ from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.vitc_ureid.method import Settings, ViTCUReID
 from tests import parity
-from tests.methods.draws import unit
+from tests.methods.proxies_small import CAMERAS, CLUSTERS, MU, TAU, Data, Scene, filled, make_scene
 
-IMAGES, CLUSTERS, CAMERAS, DIM, TAU, MU = 80, 7, 4, 16, 0.07, 0.2
 MODES = ("dual", "cap", "o2cap")
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-class Data:
-    """Stands in for the training data: features, and cameras for declared uses."""
-
-    def __init__(self, features: Tensor, cameras: Tensor, uses: frozenset[str]) -> None:
-        self._features, self._cameras, self._uses = features, cameras, uses
-
-    def features(self) -> Tensor:
-        return self._features
-
-    def cameras(self, use: str) -> np.ndarray:
-        assert use in self._uses, f"cameras are read for the {use}, which is not declared"
-        return self._cameras.numpy()
-
-
-@dataclasses.dataclass
-class Scene:
-    """Clustered images with outliers, and a batch of some of them with fresh features."""
-
-    features: Tensor
-    labels: Tensor
-    cameras: Tensor
-    rows: Tensor
-    queries: Tensor
-
-    def batch(self, epoch: int = 9) -> Batch:
-        return Batch([], self.rows, self.labels[self.rows], self.cameras[self.rows], {}, epoch)
-
-
 @pytest.fixture
 def scene() -> Scene:
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.randint(-1, CLUSTERS, (IMAGES,), generator=generator)
-    labels[:CLUSTERS] = torch.arange(CLUSTERS)
-    cameras = torch.randint(0, CAMERAS, (IMAGES,), generator=generator)
-    cameras[labels == 2] = 1  # a cluster of one camera
-    inside = torch.nonzero(labels >= 0).flatten()
-    rows = inside[torch.randperm(len(inside), generator=generator)[:14]]
-    rows = torch.cat([rows, rows[:3]])
-    return Scene(unit(generator, IMAGES, DIM), labels, cameras, rows, unit(generator, len(rows), DIM))
+    return make_scene()
 
 
 def method(**settings: object) -> ViTCUReID:
     return ViTCUReID(Config(settings=Settings(**settings)), torch.nn.Identity(), 1)  # type: ignore[arg-type]
-
-
-def filled(made: Method, scene: Scene):
-    data = Data(scene.features, scene.cameras, made.needs(made.config).cameras)
-    made.start_epoch(Labels(scene.labels.numpy()), data, torch.Generator())  # type: ignore[arg-type]
-    return made
 
 
 def terms(made: Method, scene: Scene, epoch: int = 9) -> dict[str, Tensor]:

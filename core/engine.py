@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,12 +21,12 @@ from core.config import Config, Optimiser, Schedule
 from core.data import Batch, Labels, TrainingData, extract
 from core.distributed import ProcessGroup, from_main, gather_outputs, share_buffers, wait
 from core.errors import UserError
+from core.images import ImageStore
 from core.method import Method
 from core.neighbors import NonFiniteFeatures
+from core.precision import autocast, weights_dtype
 from core.rng import Streams
 from core.timing import forget_peak, peak_memory
-
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class RunFailed(RuntimeError):
@@ -77,7 +76,7 @@ class Trainer:
         self.method, self.data, self.config = method, data, config
         self.streams, self.checkpoint, self.group = streams, checkpoint, group
         self.watch = watch
-        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self.dtype = weights_dtype(config.precision)
         method.to(group.device, self.dtype)
         method.to(memory_format=torch.channels_last)  # a quarter faster on the CPU too
         self.network = wrap(method, group)
@@ -180,21 +179,9 @@ class Trainer:
 
     def _extract(self, epoch: int) -> dict[str, Tensor]:
         data, needs = self.data, self.data.needs
-        return extract(
-            self._embed,
-            data.images,
-            self.config.extraction_batch,
-            data.mean,
-            data.std,
-            self.group,
-            cameras=data.cameras("test") if "test" in needs.cameras else None,
-            dtype=self.dtype,
-            describe=f"epoch {epoch + 1} extract" if self.group.main else None,
-        )
-
-    def _embed(self, images: Tensor, cameras: Tensor | None) -> dict[str, Tensor]:
-        with autocast(self.config.precision, self.group.device):
-            return self.method.embed(images, cameras)
+        cameras = data.cameras("test") if "test" in needs.cameras else None
+        shown = f"epoch {epoch + 1} extract" if self.group.main else None
+        return embed_all(self.method, data.images, self.config, (data.mean, data.std), self.group, cameras, shown)
 
     def _train(self, epoch: int, labels: Labels) -> dict[str, float]:
         """All steps of one epoch; returns the mean of each loss term."""
@@ -357,11 +344,27 @@ def set_rate(optimiser: torch.optim.Optimizer, lr: float, schedule: Schedule, pl
         group["lr"] = lr * group["lr_scale"] * rate_factor(schedule, place)
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Half precision on CUDA where asked for; float32 (or 64) on the CPU always."""
-    if precision in PRECISIONS and device.type == "cuda":
-        return torch.autocast("cuda", PRECISIONS[precision])
-    return nullcontext()
+def embed_all(
+    method: Method,
+    images: ImageStore,
+    config: Config,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    group: ProcessGroup,
+    cameras: np.ndarray | None = None,
+    describe: str | None = None,
+) -> dict[str, Tensor]:
+    """``Method.embed`` of every image, in order, as training labels by and as the test ranks by.
+
+    statistics: mean and deviation per channel. The method must be in eval mode; no random stream and no batch-norm
+    state is touched. ``describe`` titles a progress bar.
+    """
+
+    def embed(batch: Tensor, seen: Tensor | None) -> dict[str, Tensor]:
+        with autocast(config.precision, group.device):
+            return method.embed(batch, seen)
+
+    dtype = weights_dtype(config.precision)
+    return extract(embed, images, config.extraction_batch, *statistics, group, cameras, dtype, describe)
 
 
 def weights_of(method: Method) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ from scipy.sparse import csc_array, csr_array, vstack
 from torch import Tensor
 
 from core.errors import UserError
-from core.neighbors import as_float_matrix, full_precision, knn
+from core.neighbors import as_float_matrix, knn
+from core.precision import full_precision
 
 CHUNK_TERMS = 1_000_000  # min() terms expanded at once by each thread, about 20 MB
 CHUNK_ROWS = 512

@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32; float32 and float64 unchanged."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+from core.precision import at_least_float32
 
 
 def similarities(a: Tensor, b: Tensor) -> Tensor:
@@ -17,7 +14,7 @@ def similarities(a: Tensor, b: Tensor) -> Tensor:
 
     Autocast is switched off: it would turn even a float32 product into a half-precision one.
     """
-    dtype = torch.promote_types(full_precision(a).dtype, full_precision(b).dtype)
+    dtype = torch.promote_types(at_least_float32(a).dtype, at_least_float32(b).dtype)
     with torch.autocast(a.device.type, enabled=False):
         return a.to(dtype) @ b.to(dtype).T
 
@@ -33,12 +30,12 @@ def cluster_nll(features: Tensor, bank: Tensor, targets: Tensor, temperature: fl
 
 def smoothed_cross_entropy(logits: Tensor, targets: Tensor, epsilon: float = 0.1) -> Tensor:
     """Mean cross-entropy of logits (B, C) against (1 - epsilon) onehot(targets) + epsilon / C."""
-    return F.cross_entropy(full_precision(logits), targets, label_smoothing=epsilon)
+    return F.cross_entropy(at_least_float32(logits), targets, label_smoothing=epsilon)
 
 
 def soft_cross_entropy(logits: Tensor, target_probabilities: Tensor) -> Tensor:
     """-1/B sum_ik q_ik log softmax(z_i)_k of logits z and probabilities q (B, C), q constant."""
-    log_probabilities = F.log_softmax(full_precision(logits), dim=1)
+    log_probabilities = F.log_softmax(at_least_float32(logits), dim=1)
     return -(target_probabilities.detach() * log_probabilities).sum(dim=1).mean()
 
 
@@ -64,7 +61,7 @@ def softmax_triplet(features: Tensor, labels: Tensor) -> Tensor:
 
 def _hardest_distances(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(B,) distances to the farthest positive and to the nearest negative of every anchor."""
-    features = full_precision(features)
+    features = at_least_float32(features)
     same = labels[:, None] == labels[None, :]
     norms = features.square().sum(dim=1)
     squared = norms[:, None] + norms[None, :] - 2 * similarities(features, features)

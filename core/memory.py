@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.errors import UserError
-from core.losses import full_precision, similarities
+from core.losses import similarities
+from core.precision import at_least_float32
 
 
 def unit(features: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ class Memory:
             raise UserError(f"memory update '{update}' is unknown; choose one of {list(UPDATES)}")
         if not 0 <= momentum <= 1:
             raise UserError(f"memory momentum must lie between 0 and 1, got {momentum}")
-        self.rows = unit(full_precision(rows.detach()))
+        self.rows = unit(at_least_float32(rows.detach()))
         self.momentum = momentum
         self._update = UPDATES[update]
 
@@ -242,7 +243,7 @@ class SlotMemory:
     """K instances per cluster (C, K, D): HHCL's instance bank, ``CMhybrid_v2`` of its released code."""
 
     def __init__(self, slots: Tensor) -> None:
-        self.slots = F.normalize(full_precision(slots.detach()), dim=2)
+        self.slots = F.normalize(at_least_float32(slots.detach()), dim=2)
 
     @classmethod
     def sample(
@@ -280,7 +281,7 @@ class SlotMemory:
 @torch.no_grad()
 def cluster_centroids(features: Tensor, labels: np.ndarray | Tensor) -> Tensor:
     """(C, D) normalised means of features (N, D) per label (N,) of 0..C-1; -1 is left out."""
-    return unit(_group_images(features, labels).means(full_precision(features)))
+    return unit(_group_images(features, labels).means(at_least_float32(features)))
 
 
 def _group_images(features: Tensor, labels: np.ndarray | Tensor) -> Groups:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from core.errors import UserError
+from core.precision import full_precision
 
 BLOCK_ELEMENTS = 2**24  # similarities held at once (64 MB): memory does not grow with N x N
 
@@ -83,18 +83,6 @@ def row_blocks(rows: int, width: int) -> Iterator[slice]:
     """Slices of ``rows`` such that each block of rows x ``width`` stays within BLOCK_ELEMENTS."""
     size = max(1, min(1024, BLOCK_ELEMENTS // width))
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """float32 products in float32: no gradient, no TF32, no autocast, whatever training uses."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _resolve(backend: str, device: torch.device) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from core.backbones.pooling import at_least_float32
+from core.precision import at_least_float32
 
 
 def stripe_weights(parts: int, height: int, width: int) -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.manifest import UNKNOWN
+from core.precision import full_precision
 
 # Up to this many multiply-adds (about a second on two cores) distances are computed in float64;
 # above it, in the precision of the features. Rounding may swap neighbours in a ranking, so
@@ -66,7 +66,7 @@ def inner_products(left: Tensor, right: Tensor) -> np.ndarray:
     """
     if left.device.type == "cpu":
         return left.numpy() @ right.numpy().T
-    with full_precision():
+    with full_precision(left.device):
         return (left @ right.T).cpu().numpy()
 
 
@@ -82,17 +82,6 @@ def distinct_rows(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
         if group[index] == len(first):
             first.append(index)
     return np.array(first, dtype=np.int64), group
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """float32 products without TF32, whatever the training loop has set."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def checked_labels(name: str, ids: np.ndarray, cameras: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.jaccard import half_size, jaccard_from_shared, reciprocal_encoding, shared_weight
-from core.neighbors import as_float_matrix, full_precision, order_lists, row_blocks
+from core.neighbors import as_float_matrix, order_lists, row_blocks
+from core.precision import full_precision
 
 
 class Reranked:

@@ -15,15 +15,15 @@ import datasets
 import methods
 from core.checkpoint import weights_name
 from core.config import Patch, resolve
-from core.data import extract
 from core.distributed import ProcessGroup
-from core.engine import autocast
+from core.engine import embed_all
 from core.errors import UserError
 from core.files import changed
 from core.images import ImageStore, load_images
 from core.manifest import Manifest
 from core.method import Method
 from core.neighbors import NonFiniteFeatures, as_float_matrix
+from core.precision import weights_dtype
 from core.rng import Streams
 from evaluation import metrics
 from evaluation.audit import audit
@@ -227,11 +227,10 @@ class TestSplit:
 
     def score(self, method: Method, rerank: bool = False) -> AnyScores:
         """Rank gallery for every query with the method's features and distance; touches no RNG and no BN state."""
-        dtype = torch.float64 if self.run.config.precision == "fp64" else torch.float32
-        method.to(self.group.device, dtype).eval()
+        method.to(self.group.device, weights_dtype(self.run.config.precision)).eval()
         method.to(memory_format=torch.channels_last)
-        query = self._embed(method, "query", dtype)
-        gallery = self._embed(method, "gallery", dtype)
+        query = self._embed(method, "query")
+        gallery = self._embed(method, "gallery")
         for features in (query["feature"], gallery["feature"]):
             as_float_matrix(features)  # raises NonFiniteFeatures
         block: DistanceBlock | None
@@ -243,25 +242,12 @@ class TestSplit:
             block = euclidean_blocks(query["feature"].float(), gallery["feature"].float())
         return score(self.protocol, block, *self.labels, fold=self.manifest.info.get("fold", 0))
 
-    def _embed(self, method: Method, side: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    def _embed(self, method: Method, side: str) -> dict[str, Tensor]:
         cameras = None
         if "test" in self.needs.cameras:
             cameras = known_cameras(self.manifest, self.splits[side], self.needs)
-
-        def embed(images: Tensor, seen: Tensor | None) -> dict[str, Tensor]:
-            with autocast(self.run.config.precision, self.group.device):
-                return method.embed(images, seen)
-
-        outputs = extract(
-            embed,
-            self.images[side],
-            self.run.config.extraction_batch,
-            self.mean,
-            self.std,
-            self.group,
-            cameras,
-            dtype,
-        )
+        statistics = (self.mean, self.std)
+        outputs = embed_all(method, self.images[side], self.run.config, statistics, self.group, cameras)
         if cameras is not None:
             outputs["camera"] = torch.as_tensor(cameras)
         return outputs

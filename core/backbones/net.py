@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.backbones.batchnorm import GroupedBatchNorm1d, set_bn_groups
-from core.backbones.pooling import POOLINGS, at_least_float32
+from core.backbones.pooling import POOLINGS
 from core.backbones.resnet import ResNet, resnet18_half, resnet50, resnet50_ibn
 from core.backbones.vit import (
     VisionTransformer,
@@ -24,6 +24,7 @@ from core.backbones.vit import (
 )
 from core.errors import UserError
 from core.names import unknown
+from core.precision import at_least_float32
 
 Value = TypeVar("Value")
 

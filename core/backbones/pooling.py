@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """``values``, widened to float32 when they are half precision; float64 stays."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+from core.precision import at_least_float32
 
 
 class AveragePooling(nn.Module):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from core.agreement import cross_agreement, neighbour_lists
-from core.neighbors import full_precision, row_blocks
+from core.neighbors import row_blocks
+from core.precision import full_precision
 
 BANDWIDTHS = (0.01, 0.1, 1.0, 5.0, 10.0)
 RELEASED_BANDWIDTHS = (

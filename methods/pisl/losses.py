@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.losses import full_precision
+from core.precision import at_least_float32
 
 
 def theta_consistency(predicted: Tensor, wanted: Tensor, cosine_weight: float) -> Tensor:
@@ -24,7 +24,7 @@ def part_contrast(parts: Tensor, targets: Tensor, temperature: float, frozen_wei
     parts (B, P, D), targets (B,). Positives, and the denominator, include the image itself. ``frozen_weights``: no
     gradient through w; the released code has one.
     """
-    unit = F.normalize(full_precision(parts), dim=2).transpose(0, 1)
+    unit = F.normalize(at_least_float32(parts), dim=2).transpose(0, 1)
     log_p = F.log_softmax(unit @ unit.transpose(1, 2) / temperature, dim=2)
     same = (targets[:, None] == targets[None, :]).to(log_p.dtype)
     losses = -((log_p * same).sum(dim=2) / same.sum(dim=1)).mean(dim=1)

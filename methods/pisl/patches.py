@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core.backbones.batchnorm import GroupedBatchNorm2d
-from core.backbones.pooling import at_least_float32
+from core.precision import at_least_float32
 
 
 def stripe_thetas(parts: int) -> Tensor:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.backbones.net import Embedder
-from core.backbones.pooling import at_least_float32
 from core.backbones.vit import VisionTransformer, branch_scales
 from core.errors import UserError
+from core.precision import at_least_float32
 from methods.sdft.fusion import Sequences, Tokens, enter, fuse, stripe_features
 
 

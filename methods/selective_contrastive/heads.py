@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.backbones.batchnorm import GroupedBatchNorm1d
-from core.backbones.pooling import at_least_float32
 from core.errors import UserError
+from core.precision import at_least_float32
 
 
 class Projection(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError
-from core.neighbors import full_precision
+from core.precision import full_precision
 
 
 class Selection(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.precision import full_precision
 from evaluation import distances
 from evaluation.distances import EvaluationError, distinct_rows, euclidean_blocks
 from evaluation.ranking import Scores, drop_junk, evaluate_features, evaluate_ranking
@@ -265,7 +266,7 @@ def test_the_matrix_precision_of_the_training_loop_is_put_back() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        with distances.full_precision():
+        with full_precision(torch.device("cpu")):
             assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "high"
     finally:

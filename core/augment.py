@@ -17,6 +17,7 @@ from torch import Tensor
 from core.errors import UserError
 
 ATTEMPTS = 100  # rectangles tried before random erasing gives up, as in the family's code
+BLUR_REACH = 7  # pixels, 3.5 standard deviations of ICE's strongest
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601 weights as torchvision rounds them
 
 
@@ -72,6 +73,18 @@ class Augment:
         return max(self.brightness, self.contrast, self.saturation, self.hue) > 0
 
 
+@dataclass(frozen=True)
+class Blur:
+    """Gaussian blur of a share of the images, for methods whose views have one; ``sigma`` in pixels, uniform."""
+
+    probability: float
+    sigma: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.probability <= 1 and 0 < self.sigma[0] <= self.sigma[1]):
+            raise UserError(f"{self}: a probability lies in [0, 1], and sigma is two ordered lengths above 0")
+
+
 def draw(config: Augment, batch: int, height: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Parameters of ``batch`` images of ``height`` x ``width``: CPU tensors with ``batch`` rows.
 
@@ -90,8 +103,18 @@ def draw(config: Augment, batch: int, height: int, width: int, generator: torch.
     return params
 
 
+def draw_blur(config: Blur, batch: int, generator: torch.Generator) -> Tensor:
+    """(B,) standard deviations, 0 for an image that stays sharp; a CPU tensor."""
+    chosen = torch.rand(batch, generator=generator) < config.probability
+    low, high = config.sigma
+    return (low + (high - low) * torch.rand(batch, generator=generator)) * chosen
+
+
 def apply(images: Tensor, params: dict[str, Tensor], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Augmented and normalised float32 (B, 3, H, W) of uint8 ``images`` of the same shape."""
+    """Augmented and normalised float32 (B, 3, H, W) of uint8 ``images`` of the same shape.
+
+    ``params`` of ``draw``; with ``sigma`` (B,) of ``draw_blur``, images are blurred before they are normalised.
+    """
     if len(images) != len(params["flip"]):
         raise UserError(
             f"augmentation parameters for {len(params['flip'])} images cannot be applied to "
@@ -104,6 +127,8 @@ def apply(images: Tensor, params: dict[str, Tensor], mean: Sequence[float], std:
     images = crop_shifted(images, on_device["shift"], pad)
     if "jitter" in on_device:
         images = jitter_colours(images / 255, on_device["jitter"], on_device["order"]).mul_(255)
+    if "sigma" in on_device:
+        images = blur(images.to(torch.float32), on_device["sigma"])
     return erase(normalise(images, mean, std), on_device["erase"], on_device["fill"])
 
 
@@ -138,6 +163,22 @@ def erase(images: Tensor, rectangles: Tensor, fill: Tensor) -> Tensor:
     inside_columns = (column >= left) & (column < left + wide)
     inside = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
     return torch.where(inside, fill.to(images.dtype)[:, :, None, None], images)
+
+
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """``images`` (B, C, H, W), each under a Gaussian of its ``sigma`` (B,) in pixels; 0 leaves it as it is.
+
+    The kernel ends BLUR_REACH pixels from its centre; beyond the border, the border's pixels go on.
+    """
+    batch, channels, height, width = images.shape
+    squares = torch.arange(-BLUR_REACH, BLUR_REACH + 1, device=images.device).square()
+    # The bound makes one pixel of the kernel of a sigma of 0.
+    kernels = torch.softmax(-squares / (2 * sigma[:, None].square()).clamp(min=1e-4), dim=1)
+    kernels = kernels.to(images.dtype).repeat_interleave(channels, dim=0)[:, None]
+    planes = F.pad(images, [BLUR_REACH] * 4, mode="replicate").flatten(0, 1)[None]
+    planes = F.conv2d(planes, kernels[:, :, :, None], groups=batch * channels)
+    planes = F.conv2d(planes, kernels[:, :, None, :], groups=batch * channels)
+    return planes.view(batch, channels, height, width)
 
 
 def _draw_rectangles(config: Augment, batch: int, height: int, width: int, generator: torch.Generator) -> Tensor:

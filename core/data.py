@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from core.augment import normalise
+from core import augment
+from core.augment import Augment, Blur, normalise
 from core.distributed import ProcessGroup, merge_chunks
 from core.images import ImageStore
 from core.timing import PhaseTimer
@@ -74,7 +75,8 @@ class Batch:
     images: list over views of this rank's normalised (b, 3, H, W) slice. All else covers the full batch of B
     samples on every rank: indices (B,) rows of the training split, targets (B,) pseudo-labels, cameras (B,) where
     the loss declares them, extra named (B, ...). epoch: epochs of the run before this step, the trained part of its own
-    included: 2.5 is half-way through the third. part: this rank's rows of the full batch.
+    included: 2.5 is half-way through the third. part: this rank's rows of the full batch. order: (B,) a random order of
+    the batch; shuffled views, and what is computed from them, have sample ``order[i]`` in row i.
     """
 
     images: list[Tensor]
@@ -84,6 +86,12 @@ class Batch:
     extra: dict[str, Tensor]
     epoch: float
     part: slice = field(default_factory=lambda: slice(None))
+    order: Tensor | None = None
+
+    def in_order(self, shuffled: Tensor) -> Tensor:
+        """Rows (B, ...) computed from a shuffled view, in the order of all else."""
+        assert self.order is not None, "the engine gives every batch an order"
+        return shuffled[self.order.argsort()]
 
 
 class TrainingData:
@@ -144,6 +152,48 @@ class TrainingData:
     def features(self) -> Tensor:
         """(N, D) features of the whole training split, as tested."""
         return self.embedded("feature")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A step's images before augmentation: what ``Method.make_views`` makes its views of.
+
+    rows (B,) of the training split; order and part as in ``Batch``; stream: a generator of this step by name. Draws are
+    made for the whole batch, so that a view does not depend on the number of processes.
+    """
+
+    data: TrainingData
+    rows: Tensor
+    order: Tensor
+    part: slice
+    stream: Callable[[str], torch.Generator]
+    config: Augment
+    dtype: torch.dtype
+
+    def augmented(self, view: int = 0, blur: Blur | None = None, shuffled: bool = False) -> Tensor:
+        """(b, 3, H, W) normalised, with the draw number ``view`` of the run's augmentation, and of ``blur``.
+
+        Of the same ``view``, the shuffled images are the others in another order.
+        """
+        places = self._places(shuffled)
+        pixels = self.data.images.batch(self.rows[places])
+        height, width = pixels.shape[-2:]
+        drawn = augment.draw(self.config, len(self.rows), height, width, self.stream(f"augment/{view}"))
+        if blur:
+            drawn["sigma"] = augment.draw_blur(blur, len(self.rows), self.stream(f"blur/{view}"))
+        mine = {name: value[places] for name, value in drawn.items()}
+        return self._laid_out(augment.apply(pixels, mine, self.data.mean, self.data.std))
+
+    def plain(self, shuffled: bool = False) -> Tensor:
+        """(b, 3, H, W) normalised, as tested."""
+        pixels = self.data.images.batch(self.rows[self._places(shuffled)])
+        return self._laid_out(normalise(pixels, self.data.mean, self.data.std))
+
+    def _places(self, shuffled: bool) -> Tensor | slice:
+        return self.order[self.part] if shuffled else self.part
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def extract(

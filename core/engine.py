@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from core import augment
 from core.backbones.batchnorm import set_bn_groups
 from core.checkpoint import Checkpoint
 from core.config import Config, Optimiser, Schedule
-from core.data import Batch, Labels, TrainingData, extract
+from core.data import Batch, Labels, Pixels, TrainingData, extract
 from core.distributed import ProcessGroup, from_main, gather_outputs, share_buffers, wait
 from core.errors import UserError
 from core.images import ImageStore
@@ -246,29 +245,28 @@ class Trainer:
         return values
 
     def _load(self, step: Step, rows: np.ndarray, labels: Labels) -> Batch:
-        """Draw the full batch's augmentation, then decode this rank's part only."""
+        """The full batch's labels, and this rank's part of the views that the method makes of its images."""
         data, device = self.data, self.group.device
         part = self.group.part(len(rows))
         indices = torch.as_tensor(rows)
-        pixels = data.images.batch(indices[part])
-        views = []
-        for view in range(data.needs.views):
-            generator = self.streams.torch(f"augment/{view}/{step.number}", step.epoch)
-            height, width = pixels.shape[-2:]
-            drawn = augment.draw(self.config.augment, len(rows), height, width, generator)
-            mine = {name: value[part] for name, value in drawn.items()}
-            images = augment.apply(pixels, mine, data.mean, data.std).to(self.dtype)
-            views.append(images.contiguous(memory_format=torch.channels_last))
+        stream = partial(self._stream, step)
+        order = torch.randperm(len(rows), generator=stream("order"))
+        pixels = Pixels(data, indices, order, part, stream, self.config.augment, self.dtype)
         cameras = torch.as_tensor(data.cameras("loss")[rows]) if "loss" in data.needs.cameras else None
         return Batch(
-            images=views,
+            images=self.method.make_views(pixels),
             indices=indices.to(device),
             targets=torch.as_tensor(labels.ids[rows]).to(device),
             cameras=None if cameras is None else cameras.to(device),
             extra={name: value[indices].to(device) for name, value in labels.extra.items()},
             epoch=step.place,
             part=part,
+            order=order.to(device),
         )
+
+    def _stream(self, step: Step, name: str) -> torch.Generator:
+        """What is drawn in a step draws from a stream of its own."""
+        return self.streams.torch(f"{name}/{step.number}", step.epoch)
 
     def _record(self, epoch: int, labels: Labels, losses: dict[str, float]) -> None:
         seconds = {f"seconds_{name}": value for name, value in self.data.timer.take().items()}

@@ -279,9 +279,14 @@ class SlotMemory:
 
 
 @torch.no_grad()
+def cluster_means(features: Tensor, labels: np.ndarray | Tensor) -> Tensor:
+    """(C, D) means of features (N, D) per label (N,) of 0..C-1; -1 is left out."""
+    return _group_images(features, labels).means(at_least_float32(features))
+
+
 def cluster_centroids(features: Tensor, labels: np.ndarray | Tensor) -> Tensor:
     """(C, D) normalised means of features (N, D) per label (N,) of 0..C-1; -1 is left out."""
-    return unit(_group_images(features, labels).means(at_least_float32(features)))
+    return unit(cluster_means(features, labels))
 
 
 def _group_images(features: Tensor, labels: np.ndarray | Tensor) -> Groups:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from core.backbones.net import Embedder
 from core.clustering import dbscan
 from core.config import Config
-from core.data import Batch, Labels, Needs, TrainingData
+from core.data import Batch, Labels, Needs, Pixels, TrainingData
 from core.jaccard import jaccard_distance
 from core.sampling import pk_batches
 
@@ -47,6 +47,10 @@ class Method(nn.Module):
         """What the method uses beyond images; the family's sampler prefers other cameras."""
         uses_camera = config.sampler.uses_camera
         return Needs(cameras=frozenset({"sampler"}) if uses_camera else frozenset())
+
+    def make_views(self, pixels: Pixels) -> list[Tensor]:
+        """The views of a step, this rank's part of each: by default ``needs.views`` draws of the run's augmentation."""
+        return [pixels.augmented(view) for view in range(pixels.data.needs.views)]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Training outputs by name, each with this rank's b rows first; gathered over ranks before ``loss``."""

@@ -59,6 +59,38 @@ def pk_batches(
     return _cut(draw_pass, identities * instances)
 
 
+def camera_batches(
+    labels: np.ndarray, cameras: np.ndarray, identities: int, instances: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Batches (identities * instances,) of K images for each of P clusters, from as many cameras as it has.
+
+    Per cluster, in shuffled order: one image of every camera, of K cameras where it has more. Where it has fewer, the
+    rest comes from its other images: without replacement when there are enough. Where it has no other image, K are
+    drawn with replacement. Arguments, outliers and few clusters as in ``pk_batches``.
+    """
+    members = _members(labels)
+    clusters = np.split(members.images, members.starts[1:])
+
+    def draw_pass() -> np.ndarray:
+        order = rng.permutation(len(clusters))
+        return np.concatenate([_from_most_cameras(clusters[c], cameras, instances, rng) for c in order])
+
+    return _cut(draw_pass, identities * instances)
+
+
+def _from_most_cameras(images: np.ndarray, cameras: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count,) of a cluster's images (M,)."""
+    shuffled = rng.permutation(images)
+    _, first = np.unique(cameras[shuffled], return_index=True)
+    chosen, others = shuffled[rng.permutation(first)][:count], np.delete(shuffled, first)
+    missing = count - len(chosen)
+    if not missing:
+        return chosen
+    if not len(others):
+        return rng.choice(chosen, count)
+    return np.concatenate([chosen, rng.choice(others, missing, replace=len(others) < missing)])
+
+
 def proxy_batches(
     labels: np.ndarray,
     cameras: np.ndarray,

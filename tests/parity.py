@@ -26,10 +26,11 @@ from core.clustering import dbscan
 from core.config import Config, Sampler, Schedule
 from core.data import Batch
 from core.jaccard import jaccard_distance
-from core.memory import CentroidMemory, InstanceMemory, ProxyMemory, SlotMemory
+from core.memory import CentroidMemory, InstanceMemory, ProxyMemory, SlotMemory, cluster_means
 from core.method import Method
 from core.part_losses import consistency_smoothed_cross_entropy, refined_cross_entropy
 from core.proxy_losses import camera_contrast
+from core.teacher import Teacher
 from evaluation.ranking import evaluate_ranking
 from evaluation.rerank import rerank
 from methods.cap.method import CAP
@@ -38,6 +39,8 @@ from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.hhcl.method import HHCL
 from methods.hhcl.method import Settings as HHCLSettings
+from methods.ice.method import ICE
+from methods.ice.method import Settings as ICESettings
 from methods.ise.method import ISE
 from methods.ise.method import Settings as ISESettings
 from methods.ise.supports import degree
@@ -395,6 +398,60 @@ def ise(data: Arrays) -> Iterator[Comparison]:
         yield f"memory_{step + 1}", method.memory.rows.numpy().copy(), data[f"memory_{step + 1}"]
 
 
+def ice(data: Arrays) -> Iterator[Comparison]:
+    """Centroids, proxies, the four losses with their gradients on the online features, and the teacher's steps."""
+    settings = ICESettings(
+        tau_centroid=float(data["tau_centroid"]),
+        smoothing=float(data["smoothing"]),
+        proxy_weight=float(data["proxy_weight"]),
+        tau_proxy=float(data["tau_proxy"]),
+        negatives=int(data["hard_negatives"]),
+        tau_instance=float(data["tau_instance"]),
+        consistency_weight=float(data["consistency_weight"]),
+        tau_consistency=float(data["tau_consistency"]),
+    )
+    method = _build(ICE, settings)
+    features = _tensor(data["features"])
+    method.centroids = cluster_means(features, data["labels"])
+    method.fix_proxies(ProxyMemory(features, data["labels"], data["cameras"], momentum=1.0))
+    camera_by_camera = np.lexsort([method.proxies.clusters.numpy(), method.proxies.cameras.numpy()])
+    yield "centroids", method.centroids.numpy(), data["centroids"]
+    yield "proxies", method.proxies.rows.numpy()[camera_by_camera], data["proxies"]
+    for step in range(sum(name.startswith("online_") for name in data)):
+        online = _tensor(data[f"online_{step}"]).requires_grad_()
+        given = [torch.from_numpy(data[f"{name}_{step}"]) for name in ("indices", "targets", "batch_cameras")]
+        order = torch.randperm(len(online), generator=torch.Generator().manual_seed(step))
+        batch = Batch([], *given, extra={}, epoch=0, order=order)
+        taught = {name: _tensor(data[f"{name}_{step}"])[order] for name in ("momentum", "weak")}
+        terms = method.loss({"online": online, **taught}, batch)
+        terms["total"] = torch.stack(list(terms.values())).sum()
+        for name, value in terms.items():
+            prefix = "" if name == "total" else f"{name}_"
+            (gradient,) = torch.autograd.grad(value, online, retain_graph=True)
+            yield f"{prefix}loss_{step}", value.detach().numpy(), data[f"{prefix}loss_{step}"]
+            yield f"{prefix}grad_{step}", gradient.numpy(), data[f"{prefix}grad_{step}"]
+    if "ema_alpha" in data:
+        yield from _followed(data, float(data["ema_alpha"]))
+
+
+def _followed(data: Arrays, momentum: float) -> Iterator[Comparison]:
+    """The parameters and buffers of a teacher that follows one student for the file's steps."""
+
+    def network(parameters: Tensor, buffers: Tensor) -> nn.Module:
+        made = nn.Module()
+        made.weight = nn.Parameter(parameters)
+        made.register_buffer("statistics", buffers)
+        return made
+
+    buffers = _tensor(data["ema_buffers_0"])
+    teacher = Teacher(network(_tensor(data["ema_0"]), buffers))
+    student = network(_tensor(data["ema_online"]), buffers + 1)
+    for step in range(1, sum(name.startswith("ema_buffers_") for name in data)):
+        teacher.follow(student, momentum)
+        yield f"ema_{step}", teacher.network.weight.numpy().copy(), data[f"ema_{step}"]
+        yield f"ema_buffers_{step}", teacher.network.statistics.numpy().copy(), data[f"ema_buffers_{step}"]
+
+
 KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "jaccard": jaccard,
     "market_metric": market_metric,
@@ -409,6 +466,7 @@ KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "o2cap": o2cap,
     "cap": cap,
     "pplr": pplr,
+    "ice": ice,
     "ise": ise,
     "lockstep_cluster_contrast": lockstep,
     "lockstep_hhcl": lockstep,

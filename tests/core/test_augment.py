@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from core.augment import Augment, apply, crop_shifted, draw, jitter_colours, normalise
+from core.augment import Augment, Blur, apply, blur, crop_shifted, draw, draw_blur, jitter_colours, normalise
+from core.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEIGHT, WIDTH = 128, 64
@@ -283,3 +285,30 @@ def test_device_gives_the_cpus_images():
     images, params = random_images(32), drawn(JITTER, 32)
     result = apply(images.cuda(), params, MEAN, STD)
     torch.testing.assert_close(result.cpu(), apply(images, params, MEAN, STD), rtol=0, atol=1e-4)
+
+
+def test_each_image_is_blurred_by_its_own_gaussian_and_a_sharp_one_stays() -> None:
+    images = random_images(4, 32, 24).float()
+    sigma = torch.tensor([0.0, 0.5, 2.0, 1.3])
+    blurred = blur(images, sigma)
+    assert torch.equal(blurred[0], images[0])
+    for image, found, width in zip(images[1:], blurred[1:], sigma[1:].tolist(), strict=True):
+        expected = v2.functional.gaussian_blur(F.pad(image, [7] * 4, mode="replicate"), [15, 15], [width, width])
+        torch.testing.assert_close(found, expected[:, 7:-7, 7:-7], rtol=0, atol=1e-3)
+
+
+def test_blur_takes_its_share_of_the_images_and_leaves_the_others_as_they_are() -> None:
+    sigma = draw_blur(Blur(0.3, (0.5, 1.5)), 8000, generator())
+    chosen = sigma > 0
+    assert abs(float(chosen.double().mean()) - 0.3) < 0.03
+    assert 0.5 <= float(sigma[chosen].min()) < 0.52
+    assert 1.48 < float(sigma.max()) <= 1.5
+    images, params = random_images(8), drawn(Augment(erase_probability=0), 8)
+    blurred = apply(images, {**params, "sigma": sigma[:8]}, MEAN, STD)
+    changed = (blurred != apply(images, params, MEAN, STD)).flatten(1).any(dim=1)
+    assert torch.equal(changed, chosen[:8])
+
+
+def test_a_blur_without_length_is_refused() -> None:
+    with pytest.raises(UserError, match="sigma"):
+        Blur(0.5, (0.0, 2.0))

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from core.sampling import pk_batches, proxy_batches, shuffled_batches
+from core.sampling import camera_batches, pk_batches, proxy_batches, shuffled_batches
 from tests.reference_memory import companions
 
 P, K = 4, 4
@@ -223,3 +223,37 @@ def test_a_plain_shuffle_gives_every_index_once_and_keeps_its_last_batch() -> No
     chosen = np.array([3, 5, 8])
     assert sorted(np.concatenate(list(shuffled_batches(chosen, 2, rng()))).tolist()) == [3, 5, 8]
     assert chosen.tolist() == [3, 5, 8]
+
+
+def test_a_cluster_gives_k_images_of_as_many_cameras_as_it_has() -> None:
+    """ICE's rule, with clusters of one image, of one camera, of fewer and of more cameras than K."""
+    for seed in range(20):
+        labels, cameras = labelled(seed)
+        for entries in groups_of(list(camera_batches(labels, cameras, P, K, rng(seed)))):
+            (cluster,) = set(labels[entries].tolist())
+            members = np.flatnonzero(labels == cluster)
+            available = set(cameras[members].tolist())
+            if len(members) == len(available) < K:
+                assert set(entries.tolist()) <= set(members.tolist()), "no other image: all K with replacement"
+                continue
+            assert len(set(cameras[entries].tolist())) == min(K, len(available))
+            first, others = set(entries[: len(available)].tolist()), entries[len(available) :].tolist()
+            assert not first & set(others), "one of each camera, then the cluster's other images"
+            assert len(members) < K or len(set(entries.tolist())) == K, "without replacement where there are enough"
+
+
+def test_every_camera_and_every_image_of_a_camera_is_drawn_as_often() -> None:
+    labels, cameras = np.zeros(12, int), np.repeat(np.arange(6), 2)
+    counts = Counter(
+        np.concatenate([next(camera_batches(labels, cameras, 1, K, rng(s))) for s in range(3000)]).tolist()
+    )
+    assert set(counts) == set(range(12))
+    expected = 3000 * K / 12
+    assert max(abs(count - expected) for count in counts.values()) < 5 * expected**0.5
+
+
+def test_clusters_too_few_for_a_batch_of_cameras_come_again() -> None:
+    labels, cameras = np.array([0, 0, 1, -1]), np.array([0, 1, 0, 1])
+    batch = next(camera_batches(labels, cameras, P, K, rng()))
+    assert len(batch) == P * K
+    assert Counter(labels[batch].tolist()) == {0: P * K // 2, 1: P * K // 2}

@@ -122,7 +122,7 @@ LONG = ("--set", "schedule.epochs=4", "--set", "schedule.iterations=4")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["cluster_contrast", "hhcl-paper", "hcl"])
+@pytest.mark.parametrize("method", ["cluster_contrast", "hhcl-paper", "hcl", "ice"])
 def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(world: TinyWorld, method: str, tmp_path: Path) -> None:
     run(world, method, tmp_path / "whole", *LONG)
     arguments = world.train_arguments(method, tmp_path / "killed", *LONG)
@@ -161,7 +161,8 @@ def wait_for_epoch(cache: Path, epochs: int, process: subprocess.Popen[bytes]) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["hhcl", "pisl"])  # the second takes its rank's part of what it draws
+# The second takes its rank's part of what it draws; the third has a teacher whose batch is shuffled over the ranks.
+@pytest.mark.parametrize("method", ["hhcl", "pisl", "ice"])
 def test_two_processes_equal_one_process_with_two_batch_norm_groups(
     method: str, world: TinyWorld, tmp_path: Path
 ) -> None:

@@ -82,6 +82,9 @@ class Params(Record):
         for kind in self.runs:
             if kind not in self.backbones:
                 raise ValueError(f"`runs` are listed by kind of backbone: {unknown('kind', kind, self.backbones)}")
+        for kind in self.backbones:  # dvc.yaml has a family of stages for each
+            if kind not in self.runs:
+                raise ValueError(f"'runs.{kind}' is missing; list its runs, or `{kind}: []` for none")
         return self
 
 

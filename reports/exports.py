@@ -168,8 +168,8 @@ def markdown(table: pd.DataFrame, source: str) -> str:
             }
             cells[MAIN.short] += {RESOLVED: r"\*", UNRESOLVED: "°", "": ""}[mark(row)]
             cells["sd"] = number(row[SD], MAIN.form)
-            names = {name: str(row[name]).replace("|", r"\|") for name in ("method", "variant")}
-            rows.append({**names, "seeds": row["seeds"], **cells, "status": str(row["status"]).replace("|", r"\|")})
+            names = {name: str(row[name]) for name in ("method", "variant")}
+            rows.append({**names, "seeds": row["seeds"], **cells, "status": str(row["status"])})
         body = markdown_table(rows)
         note = selection_text(part) + marks_text(part, r"\*", "°")
         sections += [f"## {title}", "", note, "", body, ""]

@@ -11,6 +11,7 @@ import pandas as pd
 from core.files import changed
 from evaluation import metrics
 from pipeline import records
+from pipeline.jobs import Job
 from pipeline.records import EpochScores, NotRunRecord, ResultRecord, Selection
 
 TOLERANCE = 1e-6  # fractions: far below what is printed, far above rounding in a text file
@@ -46,19 +47,27 @@ def read_result(folder: Path) -> Result:
     Raises UserError when there is no result.json or when it cannot be read at all.
     """
     record = records.read_result(folder)
-    if record.status != "ok":
-        return Result(record, None, folder)
-    metric = record.protocol.metric
-    queries, reason = read_queries(folder / "queries.csv", side_columns(metric))
-    reason = reason or selection_fault(record.selection, metric)
-    if queries is not None:
-        reason = reason or side_file_fault(record.selection.last, queries, metric)
-    reason = reason or changed(folder, record.files)
+    reason = place_fault(record, folder)
+    queries: pd.DataFrame | None = None
+    if record.status == "ok":
+        metric = record.protocol.metric
+        queries, unread = read_queries(folder / "queries.csv", side_columns(metric))
+        reason = reason or unread or selection_fault(record.selection, metric)
+        if queries is not None:
+            reason = reason or side_file_fault(record.selection.last, queries, metric)
+        reason = reason or changed(folder, record.files)
     if reason:
-        return Result(
-            record.model_copy(update={"status": "quarantined", "reason": f"{folder.name}: {reason}"}), None, folder
-        )
+        quarantined = {"status": "quarantined", "reason": f"{folder.name}: {reason}"}
+        return Result(record.model_copy(update=quarantined), None, folder)
     return Result(record, queries, folder)
+
+
+def place_fault(record: ResultRecord, folder: Path) -> str | None:
+    """Which job the record is of when it lies in another job's folder, or None."""
+    fold = "" if record.fold is None else f"-{record.fold}"
+    job = Job(record.run.name, f"{record.run.dataset}{fold}", record.run.backbone, record.seed)
+    lies_as_a_job = folder.parent.name == job.evaluated.parent.name
+    return f"its record is of {job.name}" if lies_as_a_job and folder.name != job.name else None
 
 
 def read_queries(file: Path, columns: Sequence[str]) -> tuple[pd.DataFrame | None, str | None]:

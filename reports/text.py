@@ -30,5 +30,14 @@ def intervals(table: pd.DataFrame) -> list[str]:
 
 
 def markdown_table(rows: Any) -> str:
-    """A Markdown table of a frame, or of columns by title; cells are printed as they are."""
-    return str(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
+    """A Markdown table of a frame, or of columns by title; numbers are printed as they are, text as ``in_a_cell``."""
+    table = pd.DataFrame(rows)
+    return str(table.map(in_a_cell).to_markdown(index=False, disable_numparse=True))
+
+
+def in_a_cell(value: Any) -> Any:
+    """Text that can neither end its cell nor be read as HTML: a reason may hold a library's message."""
+    if not isinstance(value, str):
+        return value
+    plain = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return plain.replace(r"\|", "|").replace("|", r"\|")

@@ -41,6 +41,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"threads": 2.5}, r"'threads' must be a valid integer"),
     ({"runs": ["hhcl"]}, r"'runs' must be an object|'runs' must be a valid dict"),
     ({"runs": {"transformer": ["hhcl"]}}, r"unknown kind 'transformer'; known: cnn, vit"),
+    ({"runs": {"cnn": ["hhcl"]}}, r"'runs\.vit' is missing; list its runs, or `vit: \[\]` for none"),
     ({"runs": {"cnn": ["pislo"]}}, r"unknown method 'pislo'; did you mean 'pisl'"),
     ({"runs": {"cnn": ["hhcl; rm -r data"]}}, r"is no run: METHOD or METHOD-VARIANT"),
     ({"backbones": {"cnn": "resnet51"}}, r"unknown backbone 'resnet51'; did you mean 'resnet50'"),

@@ -15,6 +15,7 @@ from pipeline.jobs import Job
 from reports import compare, leaderboard, table
 from reports.published import read_published
 from reports.record import read_result
+from reports.text import markdown_table
 from tests.conftest import TinyWorld
 from tests.reports.synthetic import write_params, write_result
 
@@ -230,6 +231,20 @@ def test_a_spoilt_side_file_is_quarantined(here: Path, spoil: Any, message: str)
     folder = write_result("hhcl", 0, aps(0.6), PEOPLE)
     spoil(folder / "queries.csv")
     assert message in read_result(folder).record.reason
+
+
+def test_a_record_in_another_jobs_folder_is_quarantined(here: Path) -> None:
+    folder = write_result("hhcl", 0, aps(0.6), PEOPLE)
+    other = folder.with_name("spcl-rendered-resnet18_half-0")
+    folder.rename(other)
+    result = read_result(other)
+    assert not result.ok
+    assert "its record is of hhcl-rendered-resnet18_half-0" in result.record.reason
+
+
+def test_a_reason_can_neither_end_its_cell_nor_be_read_as_html() -> None:
+    shown = markdown_table({"status": ["failed: <b>a | b</b>\nc"], "mAP": [1.0]})
+    assert shown.splitlines()[-1].startswith(r"| failed: &lt;b>a \| b&lt;/b> c | 1.0")
 
 
 def test_a_quarantined_seed_enters_no_mean_and_is_named_in_the_table_and_on_screen(

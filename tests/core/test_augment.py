@@ -206,6 +206,19 @@ def test_rectangle_as_tall_or_as_wide_as_the_image_does_not_fit(height, width):
     assert draw(config, 20, height + 2, width + 2, generator())["erase"][:, 2].all()
 
 
+def test_the_aspect_of_what_is_erased_may_be_a_range_of_its_own():
+    exact = {"erase_probability": 1.0, "erase_area": (0.05, 0.05)}
+    tall = drawn(Augment(**exact, erase_aspect=(1.5, 3.0)))["erase"].double()
+    ratio = tall[:, 2] / tall[:, 3]
+    assert ratio.min() > 1.3
+    assert ratio.max() < 3.4
+    assert ratio.mean() == pytest.approx(2.25, abs=0.05)
+    one = drawn(Augment(**exact, erase_aspect=0.3), 500)["erase"]
+    assert torch.equal(one, drawn(Augment(**exact, erase_aspect=(0.3, 1 / 0.3)), 500)["erase"])
+    with pytest.raises(UserError, match="two ordered ratios above 0"):
+        Augment(erase_aspect=(3.0, 0.3))
+
+
 def test_erasing_writes_the_fill_after_normalisation_and_nothing_else():
     images = random_images(200)
     params = drawn(Augment(flip_probability=0, pad=0, erase_probability=1), 200)

@@ -190,3 +190,14 @@ def test_a_settings_field_may_be_one_of_several_words_or_a_mapping() -> None:
         read("settings.weights={global: much}")
     with pytest.raises(ConfigError, match=r"cannot be read as a YAML value"):
         read("settings.weights={global")
+
+
+def test_a_field_that_is_a_number_or_a_range_reads_both() -> None:
+    def aspect(text: str) -> object:
+        assigned = parse_assignments([f"augment.erase_aspect={text}"])
+        return resolve([Patch("--set", assigned, paper=False)], Settings).augment.erase_aspect
+
+    assert aspect("0.4") == 0.4
+    assert aspect("[0.3, 3]") == (0.3, 3.0)
+    with pytest.raises(ConfigError, match=r"'augment\.erase_aspect' must hold 2 values"):
+        aspect("[0.3]")

@@ -213,5 +213,5 @@ def test_a_dataset_without_cameras_is_refused_by_a_method_that_uses_them(world: 
 
 def test_missing_initial_weights_say_which_command_makes_them(world: TinyWorld, tmp_path: Path) -> None:
     arguments = world.train_arguments("hhcl", tmp_path / "out", "--initial", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"run `python -m pipeline\.pretrain"):
+    with pytest.raises(UserError, match=r"run `python -m pipeline pretrain --dataset rendered"):
         train.main(arguments)

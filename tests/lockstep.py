@@ -26,6 +26,7 @@ from core.images import ImageStore
 from core.method import Method
 from core.rng import Streams
 from evaluation.ranking import evaluate_features
+from tests.no_checkpoint import NoCheckpoint
 from tests.progress import no_bars
 
 Arrays = Mapping[str, np.ndarray]
@@ -49,19 +50,6 @@ class TwoConvolutions(nn.Module):
     def forward(self, images: Tensor, after: None = None) -> Tensor:
         hidden = torch.relu(self.bn1(self.conv1(images)))
         return torch.relu(self.bn2(self.conv2(hidden)))
-
-
-class NoCheckpoint:
-    """Nothing is saved and nothing resumed."""
-
-    def load(self, device: torch.device) -> None:
-        return None
-
-    def save(self, state: dict[str, Any]) -> None:
-        pass
-
-    def keep_weights(self, epoch: int, weights: dict[str, Any]) -> None:
-        pass
 
 
 class LockstepTrainer(Trainer):

@@ -9,7 +9,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 import core.clustering
@@ -22,19 +21,6 @@ from core.method import Method
 from tests.replay.record import SINGLE, Record
 
 OWN = ("core.", "methods.")
-
-
-class NoCheckpoint:
-    """Nothing is saved and nothing resumed."""
-
-    def load(self, device: torch.device) -> None:
-        return None
-
-    def save(self, state: dict[str, Any]) -> None:
-        pass
-
-    def keep_weights(self, epoch: int, weights: dict[str, Any]) -> None:
-        pass
 
 
 class WatchedTrainer(Trainer):

@@ -23,11 +23,12 @@ from core.validation import read_mapping
 from pipeline import assemble, layers, scoring, settings
 from pipeline.initial import Initial
 from pipeline.settings import Run
+from tests.no_checkpoint import NoCheckpoint
 from tests.progress import no_bars
 from tests.replay.networks import NETWORKS
 from tests.replay.people import write_dataset
 from tests.replay.record import Record
-from tests.replay.watch import NoCheckpoint, WatchedTrainer, watching, watching_test
+from tests.replay.watch import WatchedTrainer, watching, watching_test
 from tests.replay.weights import fill
 
 HERE = Path(__file__).parent

@@ -127,13 +127,21 @@ def cells(results: Sequence[Result]) -> list[Cell]:
 
 
 def find_baseline(cell: Cell, others: Sequence[Cell]) -> Cell | None:
-    """What ``cell`` is measured against; None for the baseline itself, or where the baseline was not run.
+    """What ``cell`` is measured against: what its published.yaml names, or the usual baseline where that was not run.
 
-    A method that uses no cameras in training, neither in sampler nor in loss nor in clustering, is measured against the
-    baseline without them, where that was run. Cameras at the test alone change no training, so they do not count.
+    None for the baseline itself, and where neither was run. A method that uses no cameras in training, neither in
+    sampler nor in loss nor in clustering, is measured against the baseline without them, where that was run. Cameras at
+    the test alone change no training, so they do not count.
     """
     published = read_published(cell.run.method)
-    method, variant = split_name((published and published.baseline) or BASELINE)
+    named = [published.baseline] if published and published.baseline else []
+    found = (run_of(name, cell, others) for name in [*named, BASELINE])
+    return next((other for other in found if other), None)
+
+
+def run_of(baseline: str, cell: Cell, others: Sequence[Cell]) -> Cell | None:
+    """The run among ``others`` that stands for ``baseline`` beside ``cell``; None where it was not run."""
+    method, variant = split_name(baseline)
     compares_like = cell.run.method not in (method, FLOOR, CEILING)
     blind = compares_like and not set(cell.results[0].record.needs.cameras) - {"test"}
     known = {(other.run.method, other.run.variant): other for other in others if other is not cell}

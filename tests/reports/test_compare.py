@@ -109,6 +109,17 @@ def test_a_method_may_name_another_baseline(here: Path, monkeypatch: pytest.Monk
     }
 
 
+def test_pisl_is_measured_against_pplr_where_that_was_run_and_else_against_the_usual_baseline(here: Path) -> None:
+    write_runs({"cluster_contrast": 0.5, "pplr": 0.55, "pisl": 0.6}, [0, 1])
+    for runs, baseline in (
+        (["cluster_contrast", "pplr", "pisl"], "pplr"),
+        (["cluster_contrast", "pisl"], "cluster_contrast"),
+    ):
+        found = run_compare(here, runs, [0, 1])
+        planned = found[found["family"] == "baseline"].set_index("a")["b"]
+        assert planned["pisl"] == baseline
+
+
 @pytest.mark.parametrize(
     ("cameras", "baseline"),
     [

@@ -25,10 +25,10 @@ def available() -> list[str]:
     return sorted(files | {path.parent.name for path in HERE.glob("*/dataset.py")})
 
 
-def split_fold(name: str) -> tuple[str, int | None]:
-    """``NAME-FOLD`` (one of several predefined partitions) -> (NAME, FOLD); any other name -> (name, None)."""
-    dataset, _, fold = name.rpartition("-")
-    return (dataset, int(fold)) if fold.isdecimal() and dataset in available() else (name, None)
+def split_number(name: str) -> tuple[str, int | None]:
+    """``NAME-NUMBER`` -> (NAME, NUMBER) for one of several partitions or drawn worlds; others -> (name, None)."""
+    dataset, _, number = name.rpartition("-")
+    return (dataset, int(number)) if number.isdecimal() and dataset in available() else (name, None)
 
 
 def load(name: str) -> Dataset:

@@ -91,6 +91,15 @@ def build_method(run: Run, capacity: int, streams: Streams, initial: Initial | N
     return method
 
 
+def stream_seed(manifest: Manifest, seed: int) -> int:
+    """The seed of a run's random streams: its own, plus the number of the world that it runs on.
+
+    Runs on world R of drawn people with seed 0 therefore draw from seed R: a world has people, warm start and training
+    of its own.
+    """
+    return seed + int(manifest.info.get("world") or 0)
+
+
 class Computing(NamedTuple):
     """What a run is computed on, as far as its numbers depend on it: device type, CPU threads and processes."""
 

@@ -35,11 +35,11 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "prepare": Verb("pipeline.prepare", "write the manifest of a dataset", "--dataset rendered"),
+    "prepare": Verb("pipeline.prepare", "write the manifest of a dataset", "--dataset rendered-0"),
     "configure": Verb("pipeline.configure", "resolve every run's configuration into a file", ""),
-    "pretrain": Verb("pipeline.pretrain", "make the weights that training starts from", "--dataset rendered"),
-    "train": Verb("pipeline.train", "train one method", "--method hhcl-paper --dataset rendered --seed 0"),
-    "evaluate": Verb("pipeline.evaluate", "test a trained run", "--method hhcl-paper --dataset rendered --seed 0"),
+    "pretrain": Verb("pipeline.pretrain", "make the weights that training starts from", "--dataset rendered-0"),
+    "train": Verb("pipeline.train", "train one method", "--method hhcl-paper --dataset rendered-0 --seed 0"),
+    "evaluate": Verb("pipeline.evaluate", "test a trained run", "--method hhcl-paper --dataset rendered-0 --seed 0"),
     "cross_domain": Verb("pipeline.cross_domain", "test every run on every prepared dataset", ""),
     "sweep": Verb("pipeline.sweep", "run all jobs of params.yaml without DVC", "--jobs 2"),
     "ablation": Verb("pipeline.ablation", "train and table a method's ablation rows", "--method hhcl --seeds 0 1 2"),
@@ -130,9 +130,20 @@ def add_machine_arguments(arguments: argparse.ArgumentParser) -> None:
 
 
 def read_params(options: argparse.Namespace) -> Params:
-    """params.yaml with the command line's profile, where it takes one, on top."""
-    profile = getattr(options, "profile", None)
-    return read_params_file(options.params, {"profile": profile} if profile else None)
+    """params.yaml with the command line's profile and worlds, where it takes them, on top."""
+    profile, worlds = (getattr(options, name, None) for name in ("profile", "worlds"))
+    params = read_params_file(options.params, {"profile": profile} if profile else None)
+    return params if worlds is None else params.with_worlds(worlds)
+
+
+def add_worlds_argument(arguments: argparse.ArgumentParser) -> None:
+    """The argument that says over how many worlds of drawn people runs are repeated."""
+    arguments.add_argument(
+        "--worlds",
+        type=int,
+        metavar="N",
+        help="run on rendered-0 to rendered-(N-1) in place of the worlds of --params",
+    )
 
 
 def thread_count(text: str) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.files import write_json
-from datasets import protocol_of, split_fold
+from datasets import protocol_of, split_number
 from pipeline import cli
 from pipeline.jobs import runs
 from pipeline.params import Params
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pretrained = resolve_run(WARM_START, dataset, params.profile, params.overrides, "pretrain", backbone=backbone)
         write(options.out / f"pretrain-{dataset}-{backbone}.json", pretrained)
     for dataset in params.datasets:
-        protocol = protocol_of(split_fold(dataset)[0])
+        protocol = protocol_of(split_number(dataset)[0])
         record = {**protocol.rules(), "scoring": scoring_hash(protocol)}
         write_json(options.out / f"scoring-{dataset}.json", record)
     return 0

@@ -28,7 +28,7 @@ from evaluation import metrics
 from pipeline import cli
 from pipeline.jobs import CACHE, jobs
 from pipeline.params import Params
-from pipeline.records import NO_SCORES, TrainRecord
+from pipeline.records import NO_SCORES, TrainRecord, data_record
 from pipeline.scoring import TestSplit, load_method, read_whole, same_data, shared_people
 
 RUN = ["method", "variant", "backbone", "profile", "trained_on"]
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write cross_domain.csv (one row per run, seed and test dataset), matrix.csv and matrix.md."""
     arguments = cli.parser("cross_domain", __doc__ or "")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was trained")
+    cli.add_worlds_argument(arguments)
     other = "folders of `train`, or files of weights/ in them, instead of params.yaml's runs"
     arguments.add_argument("--trained", type=Path, nargs="+", help=other)
     arguments.add_argument("--data", type=Path, default=Path("data"), help="folder of the prepared datasets")
@@ -97,14 +98,14 @@ def cross_domain(trained: Sequence[Path], tests: dict[str, Manifest], group: Pro
         for name, manifest in tests.items():
             scores, status = score_weights(path, record, manifest, group, cache)
             run = {key: getattr(record.run, key) for key in RUN[:-1]}
-            folds = record.data.fold, manifest.info.get("fold")
+            trained_on, tested_on = record.data, data_record(manifest)
             rows.append(
                 {
                     **run,
-                    "trained_on": record.run.dataset.removesuffix(f"-{folds[0]}"),
-                    "trained_fold": folds[0],
-                    "tested_on": name.removesuffix(f"-{folds[1]}"),
-                    "tested_fold": folds[1],
+                    "trained_on": record.run.dataset.removesuffix(f"-{trained_on.number}"),
+                    "trained_fold": trained_on.number,
+                    "tested_on": name.removesuffix(f"-{tested_on.number}"),
+                    "tested_fold": tested_on.number,
                     "seed": record.seed,
                     "selection": path.stem if path.suffix == ".pt" else "last",
                     **scores,

@@ -97,8 +97,7 @@ def unread(options: Any) -> str | None:
 def headline(result: ResultRecord) -> str:
     """One line for the person waiting."""
     tested = result.tested_on
-    dataset = tested.name if tested.fold is None else f"{tested.name}-{tested.fold}"
-    title = f"{result.run.name} on {dataset}, seed {result.seed}"
+    title = f"{result.run.name} on {tested.title}, seed {result.seed}"
     if result.status == "failed":
         return f"{title}: failed: {result.reason}"
     told = [figure(judge, result.selection.last.figure(judge.name)) for judge in metrics.JUDGES]

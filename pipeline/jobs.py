@@ -16,13 +16,16 @@ def data_folder(dataset: str) -> Path:
     return Path("data") / dataset
 
 
-def initial_folder(dataset: str, backbone: str) -> Path:
-    """What ``pretrain`` writes: the weights that training on the dataset starts from."""
-    return Path("initial") / f"{dataset}-{backbone}"
+def initial_folder(dataset: str, backbone: str, seed: int) -> Path:
+    """What ``pretrain`` writes: the weights that training on the dataset with that seed starts from."""
+    return Path("initial") / f"{dataset}-{backbone}-{seed}"
 
 
 class Job(NamedTuple):
-    """One run on one dataset with one backbone and seed; dvc.yaml names its folders alike."""
+    """One run on one dataset with one backbone and seed; dvc.yaml names its folders alike.
+
+    ``dataset`` may be one of several partitions or worlds, as NAME-NUMBER.
+    """
 
     run: str
     dataset: str

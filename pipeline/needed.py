@@ -10,7 +10,7 @@ from core.errors import UserError
 from core.manifest import NAME, Manifest, read_manifest
 from pipeline.initial import Initial, read_initial
 from pipeline.jobs import data_folder, initial_folder
-from pipeline.params import elsewhere
+from pipeline.params import DRAWN, elsewhere
 
 
 def prepared(dataset: str, data: Path | None) -> Manifest:
@@ -23,10 +23,13 @@ def prepared(dataset: str, data: Path | None) -> Manifest:
     return read_manifest(folder)
 
 
-def initial_weights(dataset: str, backbone: str, profile: str | None, data: Path | None, place: Path | None) -> Initial:
+def initial_weights(
+    dataset: str, backbone: str, seed: int, profile: str | None, data: Path | None, place: Path | None
+) -> Initial:
     """The weights that training on a dataset starts from, at ``place`` or where ``pretrain`` puts them."""
-    folder = place or initial_folder(dataset, backbone)
-    made_by = command("pretrain", dataset=dataset, backbone=backbone, profile=profile, data=data, out=place)
+    folder = place or initial_folder(dataset, backbone, seed)
+    given = {"dataset": dataset, "backbone": backbone, "seed": seed or None, "profile": profile}
+    made_by = command("pretrain", **given, data=data, out=place)
     need(folder / "initial.json", "initial weights", made_by)
     return read_initial(folder)
 
@@ -39,8 +42,8 @@ def need(file: Path, what: str, made_by: str) -> None:
 
 def prepare_hint(dataset: str, data: Path | None) -> str:
     """The command that prepares a dataset; for a name that none has, how images of one's own get it."""
-    name, _ = datasets.split_fold(dataset)
-    if name == "rendered":
+    name, _ = datasets.split_number(dataset)
+    if name == DRAWN:
         return f"run `{command('prepare', dataset=dataset, out=data)}` first"
     if name in datasets.available():
         made_by = command("prepare", dataset=dataset, root="DIR", out=data)

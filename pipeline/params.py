@@ -14,17 +14,18 @@ import methods
 from core.backbones.net import BACKBONES
 from core.names import unknown
 from core.validation import Record, RecordError, read, read_mapping
+from datasets import split_number
 
 ROOT = Path(__file__).resolve().parent.parent
+DRAWN = "rendered"  # the dataset that is drawn, one world a replicate
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # run names become folders, stages and shell words
 MOST_THREADS = 1024
 
 
 class Rendered(Record):
-    """Which world of drawn people is prepared: the size of its images and table, and its number."""
+    """How large the worlds of drawn people are; `datasets` lists them as rendered-0, rendered-1 and so on."""
 
     size: str
-    world: int = Field(ge=0)
 
 
 class Params(Record):
@@ -48,7 +49,7 @@ class Params(Record):
             if not NAME.fullmatch(name):
                 raise ValueError(f"'{name}' is no name of a dataset: letters, digits, '_', '.' and '-' only")
         if not names:
-            raise ValueError("list at least one dataset, as in [rendered]")
+            raise ValueError("list at least one dataset, as in [rendered-0]")
         return _each_once(names)
 
     @field_validator("backbones")
@@ -76,6 +77,19 @@ class Params(Record):
         if not seeds or min(seeds) < 0:
             raise ValueError(f"list one seed or more, none of them negative, not {list(seeds)}")
         return _each_once(seeds)
+
+    def with_worlds(self, count: int) -> Params:
+        """The same with the worlds 0 to ``count`` - 1 of drawn people in place of those listed.
+
+        Raises RecordError where no world is listed, or none asked for.
+        """
+        drawn = [name for name in self.datasets if split_number(name)[0] == DRAWN]
+        if not drawn or count < 1:
+            raise RecordError(f"--worlds {count} needs a world in `datasets` of params.yaml, and a number from 1 up")
+        first = self.datasets.index(drawn[0])
+        kept = [name for name in self.datasets if name not in drawn]
+        worlds = [f"{DRAWN}-{number}" for number in range(count)]
+        return self.model_copy(update={"datasets": (*kept[:first], *worlds, *kept[first:])})
 
     @model_validator(mode="after")
     def _runs_have_a_backbone(self) -> Params:

@@ -2,7 +2,8 @@
 
 Every dataset but `rendered` is read from --root, the folder that holds, or is, the dataset's own
 folder; nothing there is changed and archives are not opened. `rendered` is drawn into --out first.
-A dataset with several partitions is prepared one at a time, as NAME-FOLD (cuhk03_classic_detected-0).
+A dataset with several partitions is prepared one at a time, as NAME-FOLD (cuhk03_classic_detected-0), and so is a
+world of drawn people (rendered-3).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from datasets.base import (
 from evaluation.protocol import Protocol
 from pipeline import cli
 from pipeline.jobs import data_folder
+from pipeline.params import DRAWN
 
 ALLOW = "--allow-unknown-fingerprint"
 
@@ -40,10 +42,13 @@ ALLOW = "--allow-unknown-fingerprint"
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 when the manifest is written; a folder that did not exist is left behind only then."""
     options = _parser().parse_args(argv)
-    name, fold = datasets.split_fold(options.dataset)
+    name, number = datasets.split_number(options.dataset)
     dataset = datasets.load(name)
-    fold = chosen_fold(dataset, fold if options.fold is None else options.fold)
-    out = options.out or data_folder(f"{name}-{fold}" if dataset.folds > 1 else name)
+    drawn = name == DRAWN
+    if drawn and options.world is None:
+        options.world = number or 0
+    fold = chosen_fold(dataset, None if drawn else number if options.fold is None else options.fold)
+    out = options.out or data_folder(f"{name}-{fold}" if dataset.folds > 1 else options.dataset)
     if out.exists() and not out.is_dir():
         raise DatasetError(f"{out} is a file; --out names the folder to write to")
     there = out.exists()
@@ -66,7 +71,7 @@ def prepare(dataset: Dataset, fold: int, out: Path, options: argparse.Namespace)
     Raises ProtocolError, before any work, when no protocol could score runs on it.
     """
     datasets.protocol_of(dataset.name)
-    if dataset.name == "rendered":
+    if dataset.name == DRAWN:
         manifest = draw_rendered(dataset, out, options.size, options.world, options.device)
         return manifest, f"size {options.size}, world {options.world}"
     if options.root is None:
@@ -89,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         help="accept counts or a fingerprint other than the published ones",
     )
     parser.add_argument("--fold", type=int, help="which of the predefined partitions; NAME-FOLD says the same")
-    parser.add_argument("--size", default="small", help="rendered only: tiny, small or large")
-    parser.add_argument("--world", type=int, default=0, help="rendered only: seed of the people and cameras")
+    parser.add_argument("--size", default="medium", help="rendered only: tiny, small, medium or large")
+    parser.add_argument("--world", type=int, help="rendered only: number of the world; rendered-3 says the same")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="rendered only: what draws")
     return parser
 

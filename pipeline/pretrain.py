@@ -31,7 +31,7 @@ from pipeline.settings import Run, choose_backbone, profile_settings, resolve_ru
 from pipeline.train import train
 
 METHOD = "supervised-source"
-SEED = 0  # one warm start per backbone: a run's seed varies its own training only
+SEED = 0  # of random weights that are overwritten at once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--start-from",
         help="nothing, imagenet, luperson=FILE, or a checkpoint FILE; default: the profile's",
     )
-    arguments.add_argument("--out", type=Path, help="default: initial/DATASET-BACKBONE")
+    arguments.add_argument("--out", type=Path, help="default: initial/DATASET-BACKBONE-SEED")
     arguments.add_argument("--cache", type=Path, default=CACHE, help="images and checkpoints")
     options = arguments.parse_args(argv)
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     torch.set_num_threads(cli.threads(options, params))
     manifest = needed.prepared(options.dataset, options.data)
-    out = options.out or initial_folder(options.dataset, run.backbone)
+    out = options.out or initial_folder(options.dataset, run.backbone, options.seed)
     group = distributed.start(options.device)
     try:
         with locked_by_main(group, out):

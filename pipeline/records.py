@@ -59,12 +59,23 @@ class NeedsRecord(Record):
 
 
 class DataRecord(Record):
-    """A manifest's name, fingerprint, fold (of a dataset that has several) and facts for people."""
+    """A manifest's name, fingerprint, number among several folds or drawn worlds, and facts for people."""
 
     name: str
     fingerprint: str
     fold: int | None = None
+    world: int | None = None
     info: dict[str, Any] = {}  # noqa: RUF012
+
+    @property
+    def title(self) -> str:
+        """The dataset as params.yaml lists it."""
+        return self.name if self.number is None else f"{self.name}-{self.number}"
+
+    @property
+    def number(self) -> int | None:
+        """Which fold or world it is, of data that has several."""
+        return self.world if self.fold is None else self.fold
 
 
 class SourceRecord(Record):
@@ -175,6 +186,7 @@ class ResultRecord(TrainRecord):
 
     status: Literal["ok", "failed", "quarantined"]  # type: ignore[assignment]
     fold: int | None
+    world: int | None  # whose people, warm start and training are its own
     protocol: ProtocolRecord
     scoring: str  # hash of all that decides the scores beside the run (``settings.scoring_hash``)
     tested_on: DataRecord
@@ -190,6 +202,7 @@ class NotRunRecord(Record):
     reason: None
     run: RunRecord
     fold: int | None
+    world: int | None
     seed: int
 
 
@@ -199,7 +212,8 @@ NO_SCORES = EpochScores(**dict.fromkeys(EpochScores.model_fields))
 def data_record(manifest: Manifest) -> DataRecord:
     """What a record says of the data."""
     info = dict(manifest.info)
-    return DataRecord(name=manifest.name, fingerprint=manifest.fingerprint, fold=info.get("fold"), info=info)
+    numbers = {name: info.get(name) for name in ("fold", "world")}
+    return DataRecord(name=manifest.name, fingerprint=manifest.fingerprint, **numbers, info=info)
 
 
 def run_record(run: Run) -> RunRecord:

@@ -94,13 +94,14 @@ def score_run(
         selection = selection.model_copy(update={"last_reranked": reranked})
     if read_whole(trained).files != record.files:
         raise UserError(f"{trained} was trained again while it was scored; evaluate it again")
-    fold = record.data.fold
-    own = record.run.model_copy(update={"dataset": record.run.dataset.removesuffix(f"-{fold}")})
+    data = record.data
+    own = record.run.model_copy(update={"dataset": record.run.dataset.removesuffix(f"-{data.number}")})
     result = ResultRecord(
         **{name: getattr(record, name) for name in TrainRecord.model_fields if name not in ("run", "files")},
         files={},  # by its writer
         run=own,
-        fold=fold,
+        fold=data.fold,
+        world=data.world,
         protocol=protocol_record(protocol),
         scoring=scoring_hash(protocol),
         tested_on=data_record(manifest),

@@ -24,10 +24,10 @@ from core.files import changed
 from core.manifest import read_manifest
 from core.tracking import check_tracker
 from pipeline import cli
-from pipeline.assemble import Computing, run_key
+from pipeline.assemble import Computing, run_key, stream_seed
 from pipeline.initial import read_initial
 from pipeline.jobs import Job, data_folder, initial_folder, jobs
-from pipeline.params import Params, Rendered
+from pipeline.params import DRAWN, Params, Rendered
 from pipeline.processes import LOGS, Step, run_all
 from pipeline.records import TrainRecord, read_result, read_train
 from pipeline.settings import resolve_run, scoring_hash
@@ -65,6 +65,7 @@ def add_arguments(arguments: Any) -> None:
     """What a sweep and an ablation share."""
     arguments.add_argument("--jobs", type=int, default=1, help="jobs at once; each takes --threads CPU threads")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings file")
+    cli.add_worlds_argument(arguments)
     arguments.add_argument("--profile", help="a file of profiles/; default: params.yaml's")
     cli.add_track_argument(arguments)
     cli.add_machine_arguments(arguments)
@@ -85,7 +86,7 @@ def run_missing(wanted: Sequence[Job], params: Params, on: Machine) -> None:
     failed = run_all(preparations(wanted, params, on), on.parallel, on.device)
     ready = [job for job in dict.fromkeys(wanted) if f"prepare-{job.dataset}" not in failed]
     failed |= run_all(warm_starts(ready, on), on.parallel, on.device)
-    ready = [job for job in ready if f"pretrain-{job.dataset}-{job.backbone}" not in failed]
+    ready = [job for job in ready if f"pretrain-{job.dataset}-{job.backbone}-{job.seed}" not in failed]
     steps = {job.name: job_steps(job, params, on) for job in ready}
     failed |= run_all({name: listed for name, listed in steps.items() if listed}, on.parallel, on.device)
     if failed:
@@ -99,7 +100,7 @@ def preparations(wanted: Sequence[Job], params: Params, on: Machine) -> dict[str
     """The datasets that are not there yet."""
     steps = {}
     drawn = params.rendered
-    drawing = ["--size", drawn.size, "--world", str(drawn.world)]
+    drawing = ["--size", drawn.size]
     drawing += ["--device", "cuda" if on.device != "cpu" and torch.cuda.is_available() else "cpu"]
     for dataset in dict.fromkeys(job.dataset for job in wanted):
         if (data_folder(dataset) / "dataset.json").is_file():
@@ -113,22 +114,25 @@ def preparations(wanted: Sequence[Job], params: Params, on: Machine) -> dict[str
 def warm_starts(wanted: Sequence[Job], on: Machine) -> dict[str, list[Step]]:
     """Initial weights that are not there yet; they are not made again when settings change (DVC does that)."""
     steps = {}
-    for dataset, backbone in dict.fromkeys((job.dataset, job.backbone) for job in wanted):
-        if not (initial_folder(dataset, backbone) / "initial.json").is_file():
-            where = ["--dataset", dataset, "--backbone", backbone, "--params", str(on.params), "--profile", on.profile]
-            steps[f"pretrain-{dataset}-{backbone}"] = [Step("pretrain", [*where, *computing(on)])]
+    for dataset, backbone, seed in dict.fromkeys((job.dataset, job.backbone, job.seed) for job in wanted):
+        if not (initial_folder(dataset, backbone, seed) / "initial.json").is_file():
+            where = ["--dataset", dataset, "--backbone", backbone, "--seed", str(seed)]
+            where += ["--params", str(on.params), "--profile", on.profile]
+            steps[f"pretrain-{dataset}-{backbone}-{seed}"] = [Step("pretrain", [*where, *computing(on)])]
     return steps
 
 
 def refuse_other_world(dataset: str, drawn: Rendered) -> None:
-    """Raise ValueError when the prepared `rendered` is not the one that params.yaml asks for."""
+    """Raise UserError when the prepared world is not the one that params.yaml asks for."""
+    name, number = datasets.split_number(dataset)
     info = json.loads((data_folder(dataset) / "dataset.json").read_text()).get("info", {})
-    there = {key: info.get(key) for key in ("size", "world")}
-    if dataset == "rendered" and there != drawn.model_dump():
+    asked = {**drawn.model_dump(), **({} if number is None else {"world": number})}
+    there = {key: info.get(key) for key in asked}
+    if name == DRAWN and there != asked:
         folder = data_folder(dataset)
         raise UserError(
-            f"{folder} holds {there}, but params.yaml asks for {drawn.model_dump()}; to prepare it again, remove "
-            f"{folder} and initial/{dataset}-*, which were made from it"
+            f"{folder} holds {there}, but params.yaml asks for {asked}; to prepare it again, remove {folder} and "
+            f"initial/{dataset}-*, which were made from it"
         )
 
 
@@ -156,9 +160,10 @@ def keys(job: Job, params: Params, on: Machine) -> tuple[str, str]:
     run = resolve_run(job.run, job.dataset, params.profile, params.overrides, backbone=job.backbone)
     needs = methods.load(run.method).needs(run.config)
     manifest = read_manifest(data_folder(job.dataset))
-    initial = read_initial(initial_folder(job.dataset, job.backbone)).sha256
+    initial = read_initial(initial_folder(job.dataset, job.backbone, job.seed)).sha256
+    seed = stream_seed(manifest, job.seed)
     device = "cuda" if on.device != "cpu" and torch.cuda.is_available() else "cpu"
-    key = run_key(run, manifest, needs, initial, job.seed, Computing(device, on.threads, 1))
+    key = run_key(run, manifest, needs, initial, seed, Computing(device, on.threads, 1))
     return digest(key), scoring_hash(datasets.protocol_of(manifest.name))
 
 

@@ -21,7 +21,7 @@ from core.manifest import Manifest
 from core.rng import Streams
 from core.tracking import Tracker, check_tracker
 from pipeline import cli, needed
-from pipeline.assemble import Computing, build_method, run_key, training_data
+from pipeline.assemble import Computing, build_method, run_key, stream_seed, training_data
 from pipeline.initial import Initial
 from pipeline.jobs import CACHE, ROOT, Job
 from pipeline.records import (
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--method", required=True, help="METHOD or METHOD-VARIANT, as in hhcl-paper")
     cli.add_run_arguments(arguments)
     arguments.add_argument("--data", type=Path, help="folder of `prepare`; default: data/DATASET")
-    arguments.add_argument("--initial", type=Path, help="folder of `pretrain`; default: initial/DATASET-BACKBONE")
+    arguments.add_argument("--initial", type=Path, help="folder of `pretrain`; default: initial/DATASET-BACKBONE-SEED")
     arguments.add_argument("--out", type=Path, help="default: results/training/METHOD-DATASET-BACKBONE-SEED")
     arguments.add_argument("--cache", type=Path, default=CACHE, help="images and checkpoints")
     cli.add_track_argument(arguments)
@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     torch.set_num_threads(cli.threads(options, params))
     manifest = needed.prepared(options.dataset, options.data)
-    initial = needed.initial_weights(options.dataset, run.backbone, options.profile, options.data, options.initial)
+    initial = needed.initial_weights(
+        options.dataset, run.backbone, options.seed, options.profile, options.data, options.initial
+    )
     out = options.out or Job(options.method, options.dataset, run.backbone, options.seed).trained
     group = distributed.start(options.device)
     try:
@@ -92,10 +94,11 @@ def train(
     """
     needs = methods.load(run.method).needs(run.config)
     data, capacity = training_data(run, manifest, needs, initial, group, cache)
-    streams = Streams(seed)
+    drawn = stream_seed(manifest, seed)
+    streams = Streams(drawn)
     method = build_method(run, capacity, streams, initial)
     # Two runs that differ by name alone (a row of an ablation that changes nothing) may train at the same time.
-    key = run_key(run, manifest, needs, initial.sha256, seed, Computing.of(group))
+    key = run_key(run, manifest, needs, initial.sha256, drawn, Computing.of(group))
     checkpoint = Checkpoint(cache / "checkpoints", {**key, "name": run.name})
     with locked_by_main(group, checkpoint.folder, out):
         with Tracker(cache / "progress" / Job(run.name, manifest.name, run.backbone, seed).name, track) as tracker:

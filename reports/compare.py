@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write comparison.csv and comparison.md, and print the latter."""
     arguments = cli.parser("compare", __doc__ or "")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
+    cli.add_worlds_argument(arguments)
     arguments.add_argument("--out", type=Path, default=Path("results/comparison"), help="folder to write")
     arguments.add_argument(
         "--selection", choices=["last"], default="last", help="per-query results exist of the last epoch only"
@@ -119,7 +120,7 @@ def cells(results: Sequence[Result]) -> list[Cell]:
             groups.setdefault(tuple(getattr(result.record.run, key) for key in KEY), []).append(result)
     made = [Cell(group[0].record.run, group) for group in groups.values()]
     for cell in made:
-        seeds = [(result.record.seed, result.record.fold) for result in cell.results]
+        seeds = [(result.record.world, result.record.seed, result.record.fold) for result in cell.results]
         if len(set(seeds)) < len(seeds):
             names = sorted({result.record.run.name for result in cell.results})
             raise UserError(f"the same seed of the same run is listed twice in params.yaml: {names}, seeds {seeds}")

@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write leaderboard.csv and .md, curves.png and .csv and summary.json, and print the table."""
     arguments = cli.parser("leaderboard", __doc__ or "")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
+    cli.add_worlds_argument(arguments)
     arguments.add_argument("--out", type=Path, default=Path("results"), help="folder to write")
     options = arguments.parse_args(argv)
     params = cli.read_params(options)

@@ -64,10 +64,13 @@ def read_result(folder: Path) -> Result:
 
 def place_fault(record: ResultRecord, folder: Path) -> str | None:
     """Which job the record is of when it lies in another job's folder, or None."""
-    fold = "" if record.fold is None else f"-{record.fold}"
-    job = Job(record.run.name, f"{record.run.dataset}{fold}", record.run.backbone, record.seed)
-    lies_as_a_job = folder.parent.name == job.evaluated.parent.name
-    return f"its record is of {job.name}" if lies_as_a_job and folder.name != job.name else None
+    run, number = record.run, record.world if record.fold is None else record.fold
+    places = [run.dataset] if number is None else [f"{run.dataset}-{number}"]
+    places += [run.dataset] if record.world is not None else []  # prepared by --world, under no number
+    jobs = [Job(run.name, place, run.backbone, record.seed) for place in places]
+    lies_as_a_job = folder.parent.name == jobs[0].evaluated.parent.name
+    lies_well = folder.name in [job.name for job in jobs]
+    return f"its record is of {jobs[0].name}" if lies_as_a_job and not lies_well else None
 
 
 def read_queries(file: Path, columns: Sequence[str]) -> tuple[pd.DataFrame | None, str | None]:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datasets import split_fold
+from datasets import split_number
 from evaluation import metrics
 from evaluation.metrics import Metric
 from pipeline.jobs import Job, jobs
 from pipeline.layers import variants
-from pipeline.params import Params
+from pipeline.params import DRAWN, Params
 from pipeline.records import CostRecord, NotRunRecord, ResultRecord, RunRecord, run_record
 from pipeline.settings import resolve_run
 from reports.published import REFERENCES, fidelity, row_of
@@ -62,10 +62,12 @@ def read_results(params: Params) -> list[Result]:
 
 def not_run(job: Job, params: Params) -> Result:
     """What stands in the place of a job's result until there is one."""
-    dataset, fold = split_fold(job.dataset)
+    dataset, number = split_number(job.dataset)
     run = resolve_run(job.run, job.dataset, params.profile, params.overrides, backbone=job.backbone)
     known = run_record(run).model_copy(update={"dataset": dataset})
-    return Result(NotRunRecord(status=NOT_RUN, reason=None, run=known, fold=fold, seed=job.seed), None, job.evaluated)
+    fold, world = (None, number) if dataset == DRAWN else (number, None)
+    record = NotRunRecord(status=NOT_RUN, reason=None, run=known, fold=fold, world=world, seed=job.seed)
+    return Result(record, None, job.evaluated)
 
 
 def warn_of_unusable(results: Sequence[Result]) -> None:
@@ -166,13 +168,13 @@ def result_row(group: Sequence[ResultRecord], wanted: int) -> dict[str, Any]:
 
 
 def per_seed(records: Sequence[ResultRecord], selection: str, name: str) -> list[float]:
-    """A figure of each seed in percent, averaged over the folds of its dataset; empty where the protocol has none."""
+    """A figure of each world and seed in percent, averaged over folds; empty where the protocol has none."""
     scale = metrics.BY_NAME[name].scale
-    seeds: dict[int, list[float]] = {}
+    seeds: dict[tuple[int | None, int], list[float]] = {}
     for record in records:
         value = record.selection.figure(selection, name)
         if value is not None:
-            seeds.setdefault(record.seed, []).append(scale * value)
+            seeds.setdefault((record.world, record.seed), []).append(scale * value)
     return [float(np.mean(values)) for values in seeds.values()]
 
 

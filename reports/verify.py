@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table of states; exit status 1 when one is ``below``."""
     arguments = cli.parser("verify", __doc__ or "")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
+    cli.add_worlds_argument(arguments)
     arguments.add_argument("--reference", type=Path, default=Path("results/reference"), help="the committed reference")
     arguments.add_argument("--update", action="store_true", help="write the reference from the present results")
     options = arguments.parse_args(argv)

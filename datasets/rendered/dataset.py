@@ -29,6 +29,6 @@ DATASET = Dataset(
     name="rendered",
     folders=(),
     layouts=((TREE, f"source/{TREE}"),),
-    obtain="drawn by `python -m pipeline.prepare --dataset rendered`",
+    obtain="drawn by `python -m pipeline.prepare --dataset rendered-0`",
     index=index,
 )

@@ -142,7 +142,7 @@ MISSING_ROWS = [
         "no initial weights",
         prepared,
         TRAIN,
-        "initial/mine-resnet18_half holds no initial weights; run `python -m pipeline pretrain --dataset mine "
+        "initial/mine-resnet18_half-0 holds no initial weights; run `python -m pipeline pretrain --dataset mine "
         "--backbone resnet18_half --profile tiny --data data` first",
     ),
     Bad(

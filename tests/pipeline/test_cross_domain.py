@@ -29,7 +29,7 @@ datasets: [first, second]
 seeds: [0]
 launch: python
 data_root: nowhere
-rendered: {size: tiny, world: 1}
+rendered: {size: tiny}
 """
 
 

@@ -21,10 +21,10 @@ from reports.table import COLUMNS
 
 PARAMS = {
     "profile": "tiny",
-    "datasets": ["rendered"],
+    "datasets": ["rendered-1"],
     "runs": {"cnn": ["warm_start", "cluster_contrast", "hhcl"], "vit": ["warm_start", "cluster_contrast"]},
     "seeds": [0],
-    "rendered": {"size": "tiny", "world": 1},
+    "rendered": {"size": "tiny"},
 }
 
 
@@ -67,13 +67,13 @@ class Clone:
         return {line.split("'")[1] for line in lines if line.startswith("Running stage")}
 
 
-STARTS = {"pretrain_cnn@rendered", "pretrain_vit@rendered"}
+STARTS = {"pretrain_cnn@rendered-1-0", "pretrain_vit@rendered-1-0"}
 
 
 def run_stages(seed: int) -> set[str]:
     """Training and evaluation of every run of every backbone kind."""
     runs = [(kind, run) for kind, listed in PARAMS["runs"].items() for run in listed]
-    return {f"{stage}_{kind}@{run}-rendered-{seed}" for stage in ("train", "evaluate") for kind, run in runs}
+    return {f"{stage}_{kind}@{run}-rendered-1-{seed}" for stage in ("train", "evaluate") for kind, run in runs}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.mark.slow
 def test_a_fresh_clone_really_trains_and_fills_the_leaderboard(clone: Clone) -> None:
-    assert clone.ran_first == {"prepare@rendered", "configure", "leaderboard"} | STARTS | run_stages(seed=0)
+    assert clone.ran_first == {"prepare@rendered-1", "configure", "leaderboard"} | STARTS | run_stages(seed=0)
     table = pd.read_csv(clone.folder / "results/leaderboard.csv")
     assert list(table.columns[: len(COLUMNS)]) == COLUMNS
     assert list(zip(table["backbone"], table["method"], strict=True)) == [
@@ -97,13 +97,13 @@ def test_a_fresh_clone_really_trains_and_fills_the_leaderboard(clone: Clone) -> 
     ]
     assert (table["status"] == "ok").all()
     assert table["published_mAP"].isna().all(), "no paper published a number on rendered people"
-    assert (clone.folder / "data/rendered/contact_sheet.png").is_file()
+    assert (clone.folder / "data/rendered-1/contact_sheet.png").is_file()
 
 
 @pytest.mark.slow
 def test_a_result_says_what_produced_it(clone: Clone) -> None:
-    result = json.loads((clone.folder / "results/runs/hhcl-rendered-resnet18_half-0/result.json").read_text())
-    manifest = json.loads((clone.folder / "data/rendered/dataset.json").read_text())
+    result = json.loads((clone.folder / "results/runs/hhcl-rendered-1-resnet18_half-0/result.json").read_text())
+    manifest = json.loads((clone.folder / "data/rendered-1/dataset.json").read_text())
     assert result["data"]["fingerprint"] == manifest["fingerprint"]
     assert result["initial"]["source"] == "rendered source, labelled"
     assert len(result["initial"]["sha256"]) == 64
@@ -137,12 +137,12 @@ def test_dvc_shows_two_figures_of_every_run_and_one_chart_of_all(clone: Clone) -
 
 @pytest.mark.slow
 def test_weights_lie_on_disk_once_and_a_run_by_hand_leaves_dvcs_copy_alone(clone: Clone) -> None:
-    trained = clone.folder / "results/training/hhcl-rendered-resnet18_half-0"
+    trained = clone.folder / "results/training/hhcl-rendered-1-resnet18_half-0"
     kept = sorted((trained / "weights").glob("*.pt"))
     assert kept
     assert all(file.stat().st_nlink == 2 or file.is_symlink() for file in kept), "the other link is DVC's cache"
     environment = {**os.environ, "PYTHONPATH": ""}
-    for verb in ("prepare --dataset rendered --size tiny --world 1", "train --method hhcl --dataset rendered --seed 0"):
+    for verb in ("prepare --dataset rendered-1 --size tiny", "train --method hhcl --dataset rendered-1 --seed 0"):
         command = [sys.executable, "-m", "pipeline", *verb.split()]
         subprocess.run(command, cwd=clone.folder, env=environment, check=True, capture_output=True)
     cached = [path for path in (clone.folder / ".dvc/cache/files/md5").rglob("*") if path.is_file()]
@@ -176,7 +176,7 @@ def test_a_change_makes_the_stages_of_its_room_stale(touched: str, stale: set[st
 def test_changing_one_method_reruns_that_method_alone(clone: Clone) -> None:
     config = clone.folder / "methods/hhcl/config.yaml"
     config.write_text(config.read_text().replace("temperature: 0.05", "temperature: 0.06"))
-    hhcl = {"train_cnn@hhcl-rendered-0", "evaluate_cnn@hhcl-rendered-0"}
+    hhcl = {"train_cnn@hhcl-rendered-1-0", "evaluate_cnn@hhcl-rendered-1-0"}
     assert clone.repro() == {"configure", *hhcl, "leaderboard"}
     code = clone.folder / "methods/hhcl/method.py"
     code.write_text(code.read_text() + "\n# a change of the code\n")
@@ -199,7 +199,7 @@ def test_the_readmes_experiment_reaches_the_settings_of_every_run(clone: Clone) 
     assert change
     assert change[1].startswith("+overrides.clustering.eps=")
     clone.dvc("exp", "run", "-S", change[1], "configure")
-    written = json.loads((clone.folder / "results/configs/hhcl-rendered-resnet18_half.json").read_text())
+    written = json.loads((clone.folder / "results/configs/hhcl-rendered-1-resnet18_half.json").read_text())
     assert written["config"]["clustering"]["eps"] == float(change[1].split("=")[1])
 
 

@@ -36,7 +36,7 @@ datasets: [newcomers]
 seeds: [0]
 launch: python
 data_root: "."
-rendered: {size: tiny, world: 0}
+rendered: {size: tiny}
 """
 
 

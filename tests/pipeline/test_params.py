@@ -22,7 +22,7 @@ GOOD: dict[str, Any] = {
     "threads": 2,
     "launch": "python",
     "data_root": "nowhere",
-    "rendered": {"size": "small", "world": 0},
+    "rendered": {"size": "small"},
 }
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"sedes": [0]}, r"unknown key 'sedes'; did you mean 'seeds'"),
@@ -45,11 +45,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"runs": {"cnn": ["pislo"]}}, r"unknown method 'pislo'; did you mean 'pisl'"),
     ({"runs": {"cnn": ["hhcl; rm -r data"]}}, r"is no run: METHOD or METHOD-VARIANT"),
     ({"backbones": {"cnn": "resnet51"}}, r"unknown backbone 'resnet51'; did you mean 'resnet50'"),
-    ({"rendered": {"size": "small"}}, r"'rendered\.world' is missing"),
-    (
-        {"rendered": {"size": "small", "wrold": 0, "world": 0}},
-        r"unknown key 'rendered\.wrold'; did you mean 'rendered\.world'",
-    ),
+    ({"rendered": {}}, r"'rendered\.size' is missing"),
+    ({"rendered": {"size": "small", "siez": 0}}, r"unknown key 'rendered\.siez'; did you mean 'rendered\.size'"),
 ]
 
 
@@ -106,3 +103,14 @@ def test_a_run_finds_its_backbone(run: str, profile: str, backbone: str, tmp_pat
     params = read_params(written(tmp_path, yaml.safe_dump(GOOD)), {"profile": profile})
     assert run_backbone(run, "rendered", params) == backbone
     assert run_backbone(run, "rendered", params, asked="resnet50_ibn") == "resnet50_ibn" or run == "vitc_ureid-small"
+
+
+def test_worlds_are_asked_for_by_one_number_and_stand_where_the_listed_ones_stood(tmp_path: Path) -> None:
+    listed = {**GOOD, "datasets": ["market1501", "rendered-4", "rendered-7", "msmt17_v1"]}
+    params = read_params(written(tmp_path, yaml.safe_dump(listed)))
+    worlds = params.with_worlds(3).datasets
+    assert worlds == ("market1501", "rendered-0", "rendered-1", "rendered-2", "msmt17_v1")
+    with pytest.raises(RecordError, match="--worlds 0 needs"):
+        params.with_worlds(0)
+    with pytest.raises(RecordError, match="needs a world"):
+        params.model_copy(update={"datasets": ("market1501",)}).with_worlds(2)

@@ -42,7 +42,7 @@ datasets: [{", ".join(FOLDS)}]
 seeds: [0]
 launch: python
 data_root: nowhere
-rendered: {{size: tiny, world: 1}}
+rendered: {{size: tiny}}
 """
 
 

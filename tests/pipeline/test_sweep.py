@@ -30,7 +30,7 @@ PARAMS = {
     "runs": {"cnn": ["warm_start"]},
     "seeds": [0],
     "threads": 1,
-    "rendered": {"size": "tiny", "world": 1},
+    "rendered": {"size": "tiny"},
     "launch": "python",
     "data_root": "nowhere",
 }
@@ -83,7 +83,7 @@ def test_a_failed_and_a_killed_job_are_named_with_their_reasons_and_the_others_g
 def test_a_dataset_that_cannot_be_prepared_leaves_the_other_jobs_and_a_row_not_run(
     here: Path, world: TinyWorld
 ) -> None:
-    for folder, made in (("data/rendered", world.data), ("initial/rendered-resnet18_half", world.initial)):
+    for folder, made in (("data/rendered", world.data), ("initial/rendered-resnet18_half-0", world.initial)):
         (here / folder).parent.mkdir()
         (here / folder).symlink_to(made)
     (here / "params.yaml").write_text(yaml.safe_dump(PARAMS))
@@ -119,7 +119,7 @@ def test_devices_keep_the_names_under_which_they_are_visible_and_a_cpu_has_none(
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_job_outlives_its_sweep_and_ctrl_c_is_one_line(end: signal.Signals, here: Path) -> None:
-    params = {**PARAMS, "datasets": ["rendered"], "rendered": {"size": "large", "world": 0}}
+    params = {**PARAMS, "datasets": ["rendered"], "rendered": {"size": "large"}}
     (here / "params.yaml").write_text(yaml.safe_dump(params))
     command = [sys.executable, "-m", "pipeline", "sweep", "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -24,7 +24,7 @@ backbones: {cnn: resnet18_half}
 threads: 1
 launch: python
 data_root: nowhere
-rendered: {size: tiny, world: 1}
+rendered: {size: tiny}
 """
 
 
@@ -61,8 +61,9 @@ def write_result(
     profile: str = "tiny",
     failure: str | None = None,
     cameras: Sequence[str] = (),
+    world: int | None = None,
 ) -> Path:
-    """Write results/runs/NAME-rendered-resnet18_half-SEED below the working directory and return the folder."""
+    """Write results/runs/NAME-rendered[-WORLD]-resnet18_half-SEED below the working directory; return the folder."""
     run = resolve_run(name, "rendered", profile, backbone="resnet18_half")
     queries = side_file(ap, people)
     last: dict[str, Any] = {
@@ -83,6 +84,7 @@ def write_result(
         "capacity": 4,
         "files": {},
         "fold": None,
+        "world": world,
         "input": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         "data": {"name": "rendered", "fingerprint": fingerprint},
         "evaluated_with": {"commit": None, "device": "none"},
@@ -97,7 +99,8 @@ def write_result(
         "provenance": {"commit": None, "device": "none"},
         "selection": {"last": last, "best_on_test": best_on_test},
     }
-    folder = Job(name, "rendered", "resnet18_half", seed).evaluated
+    place = "rendered" if world is None else f"rendered-{world}"
+    folder = Job(name, place, "resnet18_half", seed).evaluated
     curves = pd.DataFrame({"epoch": [1, 2], "mAP": [0.1, 0.2]})
     evaluate.write(folder, read(ResultRecord, record, "the result"), None if failure else queries, curves)
     return folder

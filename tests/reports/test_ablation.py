@@ -32,7 +32,7 @@ PARAMS = {
     "runs": {"cnn": ["warm_start", "hhcl"], "vit": ["vitc_ureid", "sdft"]},
     "seeds": [0],
     "threads": 1,
-    "rendered": {"size": "tiny", "world": 1},
+    "rendered": {"size": "tiny"},
     "data_root": "nowhere",
     "launch": "python",
 }
@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, world: TinyWorld) -> Path:
     (folder / "initial").mkdir()
     (folder / "data/rendered").symlink_to(world.data)
     for backbone in PARAMS["backbones"].values():
-        (folder / f"initial/rendered-{backbone}").symlink_to(world.initial_of(backbone))
+        (folder / f"initial/rendered-{backbone}-0").symlink_to(world.initial_of(backbone))
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     return folder
 

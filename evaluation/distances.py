@@ -25,9 +25,23 @@ class EvaluationError(UserError):
     """What was given cannot be ranked; the message names the array and the reason."""
 
 
+class EuclideanBlocks:
+    """Blocks that rank, squared distances less ``query_norms`` (Q,), and the distances that they stand for."""
+
+    def __init__(self, block: Callable[[slice], np.ndarray], query_norms: np.ndarray) -> None:
+        self.block, self.query_norms = block, query_norms
+
+    def __call__(self, rows: slice) -> np.ndarray:
+        return self.block(rows)
+
+    def true_distance(self, rows: slice, block: np.ndarray) -> np.ndarray:
+        """The Euclidean distances (q, G) of these queries, from their block."""
+        return np.sqrt(np.maximum(block + self.query_norms[rows, None], 0))
+
+
 def euclidean_blocks(
     query: np.ndarray | Tensor, gallery: np.ndarray | Tensor, *, normalise: bool = False
-) -> DistanceBlock:
+) -> EuclideanBlocks:
     """Blocks of squared Euclidean distance less the query's own squared norm, which ranks the same.
 
     Leaving that constant out spares the rounding that would merge near distances. Equal gallery
@@ -56,7 +70,7 @@ def euclidean_blocks(
         distance += squared_norm
         return distance[:, shared] if repeats else distance
 
-    return block
+    return EuclideanBlocks(block, query.square().sum(dim=1).cpu().numpy())
 
 
 def inner_products(left: Tensor, right: Tensor) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,17 @@ from evaluation.distances import DistanceBlock, EvaluationError, euclidean_block
 from evaluation.protocol import Protocol
 from evaluation.ranking import Scores, drop_junk, evaluate_ranking
 from evaluation.single_shot import SingleShotScores, evaluate_single_shot
+from evaluation.verification import PairCounter, Verification
 
 SIDES = ("query", "gallery")
 KEYS = tuple(f"{side}_{what}" for what in ("features", "ids", "cameras") for side in SIDES)
+
+
+class Scored(NamedTuple):
+    """What distances are worth: as a ranking, and for telling whether two images show one person."""
+
+    ranking: Scores | SingleShotScores
+    verification: Verification | None
 
 
 def score(
@@ -28,22 +36,28 @@ def score(
     query_cameras: np.ndarray,
     gallery_cameras: np.ndarray,
     fold: int = 0,
-) -> Scores | SingleShotScores:
+) -> Scored:
     """Score distances under the protocol's rules; the gallery must be without its junk already (``drop_junk``).
 
     fold: which of the protocol's splits this is; it selects the random galleries and nothing else.
     """
     labels = (query_ids, gallery_ids, query_cameras, gallery_cameras)
-    if protocol.gallery_shot == "all":
-        return evaluate_ranking(distance_block, *labels)
-    rng = Streams(protocol.seed).numpy(f"{protocol.name}/gallery", epoch=fold)
-    return evaluate_single_shot(distance_block, *labels, draws=protocol.draws, rng=rng)
+    single_shot = protocol.gallery_shot == "one_per_person"
+    pairs = PairCounter(*labels, across_cameras=single_shot)
+    blocks = pairs.watch(distance_block)
+    ranking: Scores | SingleShotScores
+    if single_shot:
+        rng = Streams(protocol.seed).numpy(f"{protocol.name}/gallery", epoch=fold)
+        ranking = evaluate_single_shot(blocks, *labels, draws=protocol.draws, rng=rng)
+    else:
+        ranking = evaluate_ranking(blocks, *labels)
+    return Scored(ranking, pairs.result())
 
 
 def evaluate_feature_file(
     protocol: Protocol, path: Path, normalise: bool = False, fold: int = 0
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Rank the features in an .npz file; returns the summary (fractions) and a row per valid query.
+    """Rank the features in an .npz file; returns the summary (fractions, distances) and a row per valid query.
 
     Keys: ``query_features`` (Q, D), ``gallery_features`` (G, D), ``query_ids``, ``gallery_ids`` (-1
     = junk, removed), ``query_cameras``, ``gallery_cameras`` (-1 = unknown). Distances are Euclidean
@@ -56,11 +70,12 @@ def evaluate_feature_file(
         raise EvaluationError(f"{path}: gallery_ids holds nothing but junk (-1)")
     try:
         blocks = euclidean_blocks(arrays["query_features"], features, normalise=normalise)
-        scores = score(protocol, blocks, arrays["query_ids"], ids, arrays["query_cameras"], cameras, fold)
+        scores, verified = score(protocol, blocks, arrays["query_ids"], ids, arrays["query_cameras"], cameras, fold)
     except EvaluationError as error:
         raise EvaluationError(f"{path}: {error}") from error
     record = {"protocol": protocol.name, "protocol_version": protocol.version, "normalised": normalise}
-    return {**scores.summary(), **record}, scores.per_query
+    figures = {**scores.summary(), **(verified.figures() if verified else {})}
+    return {**figures, **record}, scores.per_query
 
 
 def evaluate_feature_files(
@@ -76,12 +91,17 @@ def evaluate_feature_files(
     scored = [evaluate_feature_file(protocol, file, normalise, fold) for fold, file in enumerate(files)]
     summaries, tables = zip(*scored, strict=True)
     first = summaries[0]
-    figures = {key: value for key, value in first.items() if isinstance(value, float)}
-    means = {key: float(np.mean([summary[key] for summary in summaries])) for key in figures}
+    figures = {key: [summary.get(key) for summary in summaries] for key, value in first.items() if _is_figure(value)}
+    means = {key: None if None in values else float(np.mean(values)) for key, values in figures.items()}
     counts = {key: sum(summary[key] for summary in summaries) for key in ("valid_queries", "skipped_queries")}
     if len(files) > 1:
         tables = tuple(table.assign(fold=fold) for fold, table in enumerate(tables))
     return {**first, **means, **counts, "folds": len(files)}, pd.concat(tables, ignore_index=True)
+
+
+def _is_figure(value: Any) -> bool:
+    """Whether a value of a summary is a figure: a fraction, a distance, or None where it is not defined."""
+    return value is None or isinstance(value, float)
 
 
 def read_feature_file(path: Path) -> dict[str, np.ndarray]:

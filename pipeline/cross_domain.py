@@ -132,7 +132,7 @@ def score_weights(
     weights = path if path.suffix == ".pt" else path / "weights" / weights_name(record.cost.epochs)
     method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     try:
-        scores = TestSplit(manifest, run, record, group, cache).score(method)
+        scores = TestSplit(manifest, run, record, group, cache).score(method).ranking
     except NonFiniteFeatures as error:
         return NOTHING, f"failed: {error}"
     return {"epoch": int(weights.stem.removeprefix("epoch_")), **scores.summary()}, "ok"

@@ -130,6 +130,7 @@ def write_side_files(out: Path, result: ResultRecord, per_query: pd.DataFrame | 
     shown = {
         "status": result.status,
         **{metric.name: last.figure(metric.name) for metric in metrics.BOARD},
+        **(result.verification.figures() if result.verification else {}),
         "best_on_test": {key: getattr(best, key) for key in ("epoch", *judges, "chosen_by")},
         "images_seen": result.cost.images_seen,
     }

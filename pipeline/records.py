@@ -18,6 +18,7 @@ from core.provenance import provenance
 from core.validation import Model, Record, RecordError, read, read_json
 from evaluation import metrics
 from evaluation.protocol import Protocol
+from evaluation.verification import Verification
 from pipeline.settings import Run
 
 TRAINED, SCORED, STARTED = "train.json", "result.json", "initial.json"
@@ -191,6 +192,7 @@ class ResultRecord(TrainRecord):
     scoring: str  # hash of all that decides the scores beside the run (``settings.scoring_hash``)
     tested_on: DataRecord
     selection: Selection
+    verification: Verification | None = None  # of the last epoch; None where it has no scores
     notes: tuple[str, ...] = ()
     evaluated_with: ProvenanceRecord
 

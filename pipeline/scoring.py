@@ -28,10 +28,8 @@ from core.rng import Streams
 from evaluation import metrics
 from evaluation.audit import audit
 from evaluation.distances import DistanceBlock, euclidean_blocks
-from evaluation.ranking import Scores
 from evaluation.rerank import Reranked
-from evaluation.score import score
-from evaluation.single_shot import SingleShotScores
+from evaluation.score import Scored, score
 from pipeline.assemble import build_method, known_cameras
 from pipeline.jobs import ROOT
 from pipeline.records import (
@@ -47,8 +45,6 @@ from pipeline.records import (
     read_train,
 )
 from pipeline.settings import Run, scoring_hash
-
-AnyScores = Scores | SingleShotScores
 
 
 def score_run(
@@ -77,7 +73,7 @@ def score_run(
         else:
             curves = curves.merge(audit_labels(trained, manifest, run), how="left", on="epoch")
     test = TestSplit(manifest, run, record, group, cache)
-    scores: dict[int, AnyScores] = {}
+    scores: dict[int, Scored] = {}
     for epoch, file in tqdm(kept_weights(trained, record).items(), "evaluate", leave=False):
         method.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         try:
@@ -90,7 +86,7 @@ def score_run(
     if record.status == "failed":
         selection = selection.model_copy(update={"last": NO_SCORES})
     if rerank and last is not None:  # the method still holds the last epoch's weights
-        reranked = EpochScores(epoch=max(scores), **test.score(method, rerank=True).summary())
+        reranked = EpochScores(epoch=max(scores), **test.score(method, rerank=True).ranking.summary())
         selection = selection.model_copy(update={"last_reranked": reranked})
     if read_whole(trained).files != record.files:
         raise UserError(f"{trained} was trained again while it was scored; evaluate it again")
@@ -106,19 +102,20 @@ def score_run(
         scoring=scoring_hash(protocol),
         tested_on=data_record(manifest),
         selection=selection,
+        verification=None if last is None else last.verification,
         notes=tuple(notes),
         evaluated_with=provenance_record(group, ROOT),
     )
-    rows = pd.DataFrame([{"epoch": epoch, **s.summary()} for epoch, s in scores.items()])
+    rows = pd.DataFrame([{"epoch": epoch, **s.ranking.summary()} for epoch, s in scores.items()])
     if len(rows):
         rows = rows.drop(columns=["valid_queries", "skipped_queries"])
         curves = curves.merge(rows, how="outer", on="epoch").sort_values("epoch")
-    return result, None if last is None else last.per_query, curves
+    return result, None if last is None else last.ranking.per_query, curves
 
 
-def select(scores: Mapping[int, AnyScores], headline: str) -> Selection:
+def select(scores: Mapping[int, Scored], headline: str) -> Selection:
     """The last epoch, and the one with the best ``headline`` on test (the earliest of equals)."""
-    found = [EpochScores(epoch=epoch, **scores[epoch].summary()) for epoch in sorted(scores)] or [NO_SCORES]
+    found = [EpochScores(epoch=epoch, **scores[epoch].ranking.summary()) for epoch in sorted(scores)] or [NO_SCORES]
     pick = max if metrics.BY_NAME[headline].higher_is_better else min
     best = pick(found, key=lambda epoch: epoch.figure(headline)) if len(found) > 1 else found[0]
     return Selection(last=found[-1], best_on_test=BestScores(**best.model_dump(), chosen_by=headline))
@@ -226,7 +223,7 @@ class TestSplit:
             for side, split in self.splits.items()
         }
 
-    def score(self, method: Method, rerank: bool = False) -> AnyScores:
+    def score(self, method: Method, rerank: bool = False) -> Scored:
         """Rank gallery for every query with the method's features and distance; touches no RNG and no BN state."""
         method.to(self.group.device, weights_dtype(self.run.config.precision)).eval()
         method.to(memory_format=torch.channels_last)

@@ -18,7 +18,7 @@ from core.distributed import start
 from core.images import ImageStore, load_images
 from core.manifest import Manifest, read_manifest
 from evaluation.ranking import evaluate_features
-from pipeline import cross_domain, evaluate, prepare, train
+from pipeline import cross_domain, evaluate, prepare, records, train
 from pipeline.params import read_params
 from pipeline.records import read_train
 from pipeline.scoring import load_method
@@ -132,12 +132,22 @@ def test_a_classic_run_is_scored_single_shot_and_has_no_map(here: Path) -> None:
 
 
 def test_feature_files_of_the_same_runs_get_the_same_figures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for dataset in FOLDS:
-        features(dataset, Path(f"{dataset}.npz"))
+    seen = [features(dataset, Path(f"{dataset}.npz")) for dataset in FOLDS]
     arguments = ["--protocol", NAME, "--out", "m.json"]
     assert evaluate.main([*arguments, "--features", f"{FOLDS[0]}.npz"]) == 0
     first, last = json.loads(Path("m.json").read_text()), result(FOLDS[0])["selection"]["last"]
     assert {key: first[key] for key in last if key != "epoch"} == {key: last[key] for key in last if key != "epoch"}
+    verified = records.read_result(folder(FOLDS[0])).verification
+    assert verified is not None
+    same, across = (seen[0][f"query_{what}"][:, None] for what in ("ids", "cameras"))
+    same, across = same == seen[0]["gallery_ids"], across != seen[0]["gallery_cameras"]
+    assert (verified.same_pairs, verified.other_pairs) == ((same & across).sum(), (~same & across).sum())
+    shown = json.loads((folder(FOLDS[0]) / "metrics.json").read_text())
+    assert (
+        {key: first[key] for key in verified.figures()}
+        == verified.figures()
+        == {key: shown[key] for key in verified.figures()}
+    )
     assert evaluate.main([*arguments, "--features", *(f"{dataset}.npz" for dataset in FOLDS)]) == 0
     assert "2 of 20 folds: give a file for each" in capsys.readouterr().out
     both, other = json.loads(Path("m.json").read_text()), result(FOLDS[1])["selection"]["last"]

@@ -96,7 +96,7 @@ def replay(replayed: Replayed, record: Record) -> None:
         trained = SimpleNamespace(input=initial)  # of a training's record the test reads mean and std alone
         test = scoring.TestSplit(manifest, run, trained, CPU, folder / "cache")
         with watching_test(record):
-            scores = test.score(method)
+            scores = test.score(method).ranking
     for name, value in scores.summary().items():
         record.note(f"test, {name}", [value])
     record.note("test, average precision", scores.per_query["ap"].to_numpy(), "query")

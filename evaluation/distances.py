@@ -39,6 +39,11 @@ class EuclideanBlocks:
         return np.sqrt(np.maximum(block + self.query_norms[rows, None], 0))
 
 
+def true_distance(blocks: DistanceBlock, rows: slice, block: np.ndarray) -> np.ndarray:
+    """The distances (q, G) that ``block``, asked of ``blocks`` for these queries or some of them, stands for."""
+    return blocks.true_distance(rows, block) if isinstance(blocks, EuclideanBlocks) else block
+
+
 def euclidean_blocks(
     query: np.ndarray | Tensor, gallery: np.ndarray | Tensor, *, normalise: bool = False
 ) -> EuclideanBlocks:

@@ -14,7 +14,7 @@ import numpy as np
 
 from core.manifest import UNKNOWN
 from core.validation import Record
-from evaluation.distances import DistanceBlock, EuclideanBlocks, checked_block, checked_labels
+from evaluation.distances import DistanceBlock, checked_block, checked_labels, true_distance
 
 TARGETS = (1e-2, 1e-3)  # false-match rates at which the true-match rate is told
 DROPPED_BITS = 10  # of a float32's 23 bits of fraction
@@ -97,9 +97,7 @@ class PairCounter:
             for start in range(rows.start, rows.stop, step):
                 part = slice(start, min(start + step, rows.stop))
                 values = distance[part.start - rows.start : part.stop - rows.start]
-                if isinstance(distance_block, EuclideanBlocks):
-                    values = distance_block.true_distance(part, values)
-                self._count(part, values)
+                self._count(part, true_distance(distance_block, part, values))
             return distance
 
         return block

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -231,14 +231,9 @@ class TestSplit:
         gallery = self._embed(method, "gallery")
         for features in (query["feature"], gallery["feature"]):
             as_float_matrix(features)  # raises NonFiniteFeatures
-        block: DistanceBlock | None
-        if rerank:
-            block = Reranked(query["feature"], gallery["feature"]).block
-        else:
-            block = self._own_distance(method, query, gallery)
-        if block is None:
-            block = euclidean_blocks(query["feature"].float(), gallery["feature"].float())
-        return score(self.protocol, block, *self.labels, fold=self.manifest.info.get("fold", 0))
+        reranked = Reranked(query["feature"], gallery["feature"]).block if rerank else None
+        blocks = reranked or distance_blocks(method, query, gallery)
+        return score(self.protocol, blocks, *self.labels, fold=self.manifest.info.get("fold", 0))
 
     def _embed(self, method: Method, side: str) -> dict[str, Tensor]:
         cameras = None
@@ -250,18 +245,16 @@ class TestSplit:
             outputs["camera"] = torch.as_tensor(cameras)
         return outputs
 
-    @staticmethod
-    def _own_distance(
-        method: Method, query: dict[str, Tensor], gallery: dict[str, Tensor]
-    ) -> Callable[[slice], Tensor] | None:
-        """The method's distance in blocks of queries, or None where it leaves ranking to the features."""
-        if type(method).distance is Method.distance:
-            return None
 
-        def block(rows: slice) -> Tensor:
-            part = {name: value[rows] for name, value in query.items()}
-            distance = method.distance(part, gallery)
-            assert distance is not None
-            return distance.cpu()
+def distance_blocks(method: Method, query: dict[str, Tensor], gallery: dict[str, Tensor]) -> DistanceBlock:
+    """The method's distance between ``embed_all`` outputs, in blocks of queries; Euclidean where it has none."""
+    if type(method).distance is Method.distance:
+        return euclidean_blocks(query["feature"].float(), gallery["feature"].float())
 
-        return block
+    def block(rows: slice) -> Tensor:
+        part = {name: value[rows] for name, value in query.items()}
+        distance = method.distance(part, gallery)
+        assert distance is not None
+        return distance.cpu()
+
+    return block

@@ -47,7 +47,7 @@ class Dataset:
     datasets divide the same people differently, so that none may test what was trained on another.
     fingerprint: null until contributed. protocol: the one that its runs are scored by; without one it is
     the protocol of the dataset's name, and where there is none Market-1501's. notices: what every table of
-    its numbers must say.
+    its numbers must say. images_may_be_shown: whether the report may hold its images; false for real people.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Dataset:
     folds: int = 1
     collection: str = ""
     protocol: str = ""
+    images_may_be_shown: bool = False
 
 
 def find_folder(dataset: Dataset, root: Path) -> Path:

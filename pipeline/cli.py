@@ -46,6 +46,7 @@ VERBS = {
     "leaderboard": Verb("reports.leaderboard", "write the table of all runs", ""),
     "compare": Verb("reports.compare", "differences of every two runs, with intervals", ""),
     "exports": Verb("reports.exports", "the table as CSV, Markdown, LaTeX and JSON", "--selection last"),
+    "nearest": Verb("pipeline.nearest", "rank once more the images that the report shows", ""),
     "verify": Verb("reports.verify", "results against the reference and the papers", ""),
     "readme": Verb("reports.readme", "write the generated parts of the READMEs", ""),
 }

@@ -47,6 +47,11 @@ class Job(NamedTuple):
         """What ``evaluate`` writes."""
         return Path("results/runs") / self.name
 
+    @property
+    def nearest(self) -> Path:
+        """What ``nearest`` writes."""
+        return Path("results/nearest") / f"{self.name}.json"
+
 
 def jobs(params: Params) -> list[Job]:
     """Every job of params.yaml, in its order."""

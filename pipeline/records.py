@@ -197,6 +197,23 @@ class ResultRecord(TrainRecord):
     evaluated_with: ProvenanceRecord
 
 
+class NearestRecord(Record):
+    """What the report shows of a run's ranking, on the data of that ``fingerprint``.
+
+    key, scoring: those of the result that it belongs to. lists: for each query the rows of the gallery that are nearest
+    to it. cameras: C numbers, ascending; rank1: (C, C) shares of the ``asked`` queries of a camera whose nearest image
+    under another camera shows their person, None where none was asked.
+    """
+
+    key: str
+    scoring: str
+    fingerprint: str
+    lists: tuple[tuple[int, ...], ...]
+    cameras: tuple[int, ...]
+    rank1: tuple[tuple[float | None, ...], ...]
+    asked: tuple[tuple[int, ...], ...]
+
+
 class NotRunRecord(Record):
     """What tables know of a job that has no result; it is never written."""
 
@@ -258,3 +275,8 @@ def read_result(evaluated: Path) -> ResultRecord:
     """What evaluation wrote of a run, unchecked; raises UserError when it is not there."""
     file = evaluated / SCORED
     return read_record(ResultRecord, file, f"{file} does not exist; run `python -m pipeline.evaluate` first")
+
+
+def read_nearest(file: Path) -> NearestRecord:
+    """The nearest images of a run; raises UserError when the file is not there."""
+    return read_record(NearestRecord, file, f"{file} does not exist; run `python -m pipeline nearest` first")

@@ -225,15 +225,18 @@ class TestSplit:
 
     def score(self, method: Method, rerank: bool = False) -> Scored:
         """Rank gallery for every query with the method's features and distance; touches no RNG and no BN state."""
-        method.to(self.group.device, weights_dtype(self.run.config.precision)).eval()
-        method.to(memory_format=torch.channels_last)
-        query = self._embed(method, "query")
-        gallery = self._embed(method, "gallery")
+        query, gallery = self.embed(method)
         for features in (query["feature"], gallery["feature"]):
             as_float_matrix(features)  # raises NonFiniteFeatures
         reranked = Reranked(query["feature"], gallery["feature"]).block if rerank else None
         blocks = reranked or distance_blocks(method, query, gallery)
         return score(self.protocol, blocks, *self.labels, fold=self.manifest.info.get("fold", 0))
+
+    def embed(self, method: Method) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """``embed_all`` of the queries and of the gallery."""
+        method.to(self.group.device, weights_dtype(self.run.config.precision)).eval()
+        method.to(memory_format=torch.channels_last)
+        return self._embed(method, "query"), self._embed(method, "gallery")
 
     def _embed(self, method: Method, side: str) -> dict[str, Tensor]:
         cameras = None

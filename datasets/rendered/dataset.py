@@ -31,4 +31,5 @@ DATASET = Dataset(
     layouts=((TREE, f"source/{TREE}"),),
     obtain="drawn by `python -m pipeline.prepare --dataset rendered-0`",
     index=index,
+    images_may_be_shown=True,
 )

@@ -9,6 +9,10 @@ first replica's running statistics survive. Users who train with one chunk repor
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,3 +82,50 @@ def set_bn_groups(module: nn.Module, groups: int) -> None:
 def chunk_sizes(batch: int, groups: int) -> list[int]:
     """Sizes of the chunks that ``batch`` samples are normalised in, for draws made per chunk."""
     return [len(chunk) for chunk in torch.empty(batch, 0).chunk(groups)] if batch else []
+
+
+DOMAINS = ("target", "source")
+
+
+class DomainBatchNorm(nn.Module):
+    """A batch norm for each domain, weights and running statistics apart; ``active`` is the one in use."""
+
+    def __init__(self, norm: GroupedBatchNorm) -> None:
+        super().__init__()
+        self.active = DOMAINS[0]
+        for name in DOMAINS:
+            self.add_module(name, copy.deepcopy(norm))
+
+    def forward(self, input: Tensor) -> Tensor:
+        normalised: Tensor = self.get_submodule(self.active)(input)
+        return normalised
+
+
+def per_domain(module: nn.Module) -> None:
+    """Give every batch norm inside ``module`` a copy for each domain, all of them what the target's is now.
+
+    In training and in the test the target's is used, but inside ``domain``. A method calls this in ``weights_loaded``,
+    so that the copies start from the initial weights; called again, it starts them anew.
+    """
+    for layer in list(module.modules()):
+        if isinstance(layer, DomainBatchNorm):
+            for name in DOMAINS[1:]:
+                layer.get_submodule(name).load_state_dict(layer.get_submodule(DOMAINS[0]).state_dict())
+            continue
+        for name, child in list(layer.named_children()):
+            if isinstance(child, GroupedBatchNorm):
+                layer.add_module(name, DomainBatchNorm(child))
+
+
+@contextmanager
+def domain(module: nn.Module, name: str) -> Iterator[None]:
+    """Normalise by the batch norms of domain ``name`` (one of DOMAINS) inside, and by the target's again after it."""
+    assert name in DOMAINS, f"no domain '{name}'; known: {DOMAINS}"
+    layers = [layer for layer in module.modules() if isinstance(layer, DomainBatchNorm)]
+    for layer in layers:
+        layer.active = name
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.active = DOMAINS[0]

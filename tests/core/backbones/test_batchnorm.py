@@ -8,10 +8,13 @@ from core.backbones.batchnorm import (
     GroupedBatchNorm1d,
     GroupedBatchNorm2d,
     chunk_sizes,
+    domain,
+    per_domain,
     set_bn_groups,
 )
 
 CHANNELS = 5
+STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def make(kind: str, seed: int = 0) -> tuple[nn.Module, nn.Module, torch.Tensor]:
@@ -133,3 +136,40 @@ def test_plain_batch_norm_cannot_be_grouped_silently():
 @pytest.mark.parametrize("groups", [1, 2, 4, 7])
 def test_chunk_sizes_are_those_of_torch_chunk(batch, groups):
     assert chunk_sizes(batch, groups) == [len(c) for c in torch.zeros(batch, 2).chunk(groups)]
+
+
+def test_each_domain_has_a_batch_norm_of_its_own_that_starts_as_the_targets():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 3), nn.Sequential(GroupedBatchNorm1d(3)))
+    network(torch.randn(8, 4))
+    plain = copy.deepcopy(network)
+    per_domain(network)
+    set_bn_groups(network, 2)
+    set_bn_groups(plain, 2)
+    batch, other = torch.randn(8, 4), torch.randn(8, 4) + 5
+    with domain(network, "source"):
+        torch.testing.assert_close(network(other), copy.deepcopy(plain)(other))
+    torch.testing.assert_close(network(batch), plain(batch))
+    torch.testing.assert_close(network.eval()(batch), plain.eval()(batch))
+    with domain(network, "source"):
+        assert not torch.allclose(network(batch), plain(batch)), "the source's statistics are apart"
+    per_domain(network)
+    with domain(network, "source"):
+        torch.testing.assert_close(network(batch), plain(batch))
+
+
+def test_gradients_of_a_domain_reach_its_batch_norm_alone_and_an_error_leaves_the_target_active():
+    network = nn.Sequential(GroupedBatchNorm1d(3))
+    per_domain(network)
+
+    def fails() -> None:
+        with domain(network, "source"):
+            (network(torch.randn(4, 3)) ** 3).sum().backward()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert network[0].source.weight.grad is not None
+    assert network[0].target.weight.grad is None
+    assert network[0].active == "target"
+    assert set(network.state_dict()) == {f"0.{name}.{key}" for name in ("target", "source") for key in STATE}

@@ -51,3 +51,18 @@ def test_no_gradient_reaches_a_teacher_but_its_batch_norm_follows_its_own_batche
     assert torch.equal(student[1].running_mean, statistics)
     expected = 0.1 * teacher.network[0](batch).mean(dim=0)
     torch.testing.assert_close(teacher.network[1].running_mean, expected.detach())
+
+
+def test_a_teacher_that_only_evaluates_stays_in_eval_mode_and_its_statistics_follow_the_students() -> None:
+    student = network()
+    method = nn.ModuleDict({"student": student, "teacher": Teacher(student, only_evaluates=True)}).train()
+    teacher = method["teacher"]
+    assert student.training
+    assert not any(layer.training for layer in teacher.modules())
+    before = teacher.network[1].running_mean.clone()
+    student(torch.randn(8, 5) + 3)
+    teacher.network(torch.randn(8, 5) + 3)
+    assert torch.equal(teacher.network[1].running_mean, before)
+    teacher.follow(student, 0.75)
+    expected = 0.75 * before + 0.25 * student[1].running_mean
+    torch.testing.assert_close(teacher.network[1].running_mean, expected)

@@ -41,12 +41,16 @@ RANGES: dict[str, tuple[float, float]] = {
     "clustering.k1": (1, 10_000),
     "clustering.k2": (1, 10_000),
     "clustering.min_samples": (1, 10_000),
+    "backbone.last_stride": (1, 2),
+    "backbone.drop_path": (0, 0.99),
     "optimiser.weight_decay": (0, 10),
+    "optimiser.weight_decay_end": (0, 10),
     "schedule.epochs": (0, 100_000),
     "schedule.iterations": (1, 10_000_000),
     "schedule.step": (0, 100_000),
     "schedule.warmup": (0, 100_000),
     "schedule.warmup_factor": (0, 1),
+    "schedule.cosine_end": (0, 1),
     "schedule.eval_every": (1, 100_000),
     "augment.pad": (0, 4096),
     "extraction_batch": (1, 65_536),
@@ -62,8 +66,8 @@ class ConfigError(UserError):
     """A configuration that cannot be run: unknown key, wrong type or impossible value."""
 
 
-def per_epochs(default: float) -> Any:
-    """A float field counted in epochs, fractions allowed: it keeps its share of a run of another length."""
+def per_epochs(default: float | tuple[float, ...]) -> Any:
+    """A field of one or several epochs, fractions allowed: it keeps its share of a run of another length."""
     return field(default=default, metadata={"per_epochs": True})
 
 
@@ -77,11 +81,22 @@ class Input:
 
 @dataclass(frozen=True)
 class Backbone:
-    """What embeds an image. ``bn_groups``: chunks a batch is normalised in, as that many GPUs would."""
+    """What embeds an image. ``bn_groups``: chunks a batch is normalised in, as that many GPUs would.
+
+    ``last_stride``: of a ResNet's last stage; ``drop_path``: of a vision transformer; None leaves the network its own.
+    """
 
     name: str = "resnet50"
     pooling: str = "avg"
     bn_groups: int = 4
+    last_stride: int | None = None
+    drop_path: float | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the network's constructor is given; a kind of network reads its own option alone."""
+        own = {"drop_path": self.drop_path} if self.name.startswith("vit") else {"last_stride": self.last_stride}
+        return {name: value for name, value in own.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -111,25 +126,37 @@ class Clustering:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """``name``: adam, adamw or sgd (momentum 0.9)."""
+    """``name``: adam, adamw or sgd (momentum 0.9; ``nesterov`` is for it alone).
+
+    ``weight_decay_end``: the decay moves there over the run, along half a cosine, at every step. ``clip``: the largest
+    norm of each parameter's gradient; None leaves gradients as they are.
+    """
 
     name: str = "adam"
     lr: float = 3.5e-4
     weight_decay: float = 5e-4
+    weight_decay_end: float | None = None
+    nesterov: bool = False
+    clip: float | None = None
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Length of a run. ``iterations``: steps of an epoch, None means one pass of the sampler.
 
-    ``step``: epochs until the rate falls by ``gamma``, again and again; 0 means never. ``warmup``: epochs over which it
+    ``step``: epochs until the rate falls by ``gamma``, again and again; 0 means never. ``milestones``: the epochs at
+    which it falls, where there are any, in place of ``step``. ``cosine``: after the warm-up it falls at every step,
+    along half a cosine, to the share ``cosine_end`` of its value, in place of both. ``warmup``: epochs over which it
     rises from ``warmup_factor`` of its value.
     """
 
     epochs: int = 50
     iterations: int | None = 400
     step: float = per_epochs(20)
+    milestones: tuple[float, ...] = per_epochs(())
     gamma: float = 0.1
+    cosine: bool = False
+    cosine_end: float = 0.0
     warmup: float = per_epochs(0)
     warmup_factor: float = 0.01
     eval_every: int = 10
@@ -233,9 +260,15 @@ def _scaled(record: Any, epochs: int, paper_epochs: int, set_above: Mapping[str,
     for entry in dataclasses.fields(record):
         if entry.metadata.get("per_epochs"):
             value = getattr(record, entry.name)
-            scaled = value if entry.name in set_above else value * epochs / paper_epochs
-            changes[entry.name] = int(scaled) if scaled % 1 == 0 else scaled
+            lengths = (1, 1) if entry.name in set_above else (epochs, paper_epochs)
+            several = isinstance(value, tuple)
+            changes[entry.name] = tuple(_share(v, *lengths) for v in value) if several else _share(value, *lengths)
     return dataclasses.replace(record, **changes)
+
+
+def _share(value: float, epochs: int, paper_epochs: int) -> float:
+    scaled = value * epochs / paper_epochs
+    return int(scaled) if scaled % 1 == 0 else scaled
 
 
 def _section_type(cls: type, name: str, settings: type) -> Any:
@@ -340,10 +373,31 @@ def _check_values(config: Config) -> None:
         )
     if not 0 < config.schedule.gamma <= 1:
         raise ConfigError(f"'schedule.gamma' is what the rate is multiplied by, in (0, 1], not {config.schedule.gamma}")
+    _check_falls(config.schedule)
+    clip = config.optimiser.clip
+    if clip is not None and not clip > 0:
+        raise ConfigError(f"'optimiser.clip' is the largest norm of a gradient, above 0 or null, not {clip}")
     if not config.optimiser.lr > 0:
         raise ConfigError(f"'optimiser.lr' must be above 0, not {config.optimiser.lr}")
     if not 0 <= config.clustering.eps < 1:  # the sparse graph holds the pairs whose distance is below 1
         raise ConfigError(f"'clustering.eps' is a Jaccard distance in [0, 1), not {config.clustering.eps}")
+
+
+def _check_falls(schedule: Schedule) -> None:
+    """One way for the rate to fall, at places in order."""
+    milestones = schedule.milestones
+    if any(later <= earlier for earlier, later in zip((0, *milestones), milestones, strict=False)):
+        raise ConfigError(f"'schedule.milestones' are epochs above 0 in rising order, not {list(milestones)}")
+    if schedule.cosine and milestones:
+        raise ConfigError(
+            f"'schedule.cosine' and 'schedule.milestones' {list(milestones)} both say how the rate falls; "
+            "set cosine to false or milestones to []"
+        )
+    if schedule.cosine and not 0 <= schedule.warmup < max(1, schedule.epochs):
+        raise ConfigError(
+            f"'schedule.cosine' falls from the end of the warm-up to that of the run, but 'schedule.warmup' takes "
+            f"{schedule.warmup} of {schedule.epochs} epochs"
+        )
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

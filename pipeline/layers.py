@@ -163,6 +163,7 @@ def winners(patches: Sequence[Patch], config: Config) -> dict[str, tuple[Any, st
     setters = [(patch.source, dict(leaves(patch.values))) for patch in reversed(patches)]
     for key, value in leaves(config.as_dict()):
         source, written = next(((s, keys[key]) for s, keys in setters if key in keys), ("default", value))
-        scaled = isinstance(written, int | float) and written != value
+        several = isinstance(written, list | tuple) and list(written) != list(value)
+        scaled = several or (isinstance(written, int | float) and written != value)
         found[key] = (value, f"{source}, scaled from {written} with the run's length" if scaled else source)
     return found

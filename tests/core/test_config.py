@@ -57,11 +57,22 @@ def test_an_unknown_key_names_the_layer_and_the_nearest_known_key() -> None:
         ({"backbone": {"bn_groups": 0}}, r"'backbone\.bn_groups' must be 1 to"),
         ({"clustering": {"eps": 1.0}}, r"'clustering\.eps' is a Jaccard distance in \[0, 1\)"),
         ({"settings": {"eps": 0.5}}, r"'settings\.eps' must be a list"),
+        ({"schedule": {"milestones": [9, 8]}}, r"'schedule\.milestones' are epochs .* in rising order"),
+        ({"schedule": {"milestones": [9], "cosine": True}}, r"both say how the rate falls"),
+        ({"schedule": {"warmup": 50, "cosine": True}}, r"'schedule\.warmup' takes 50 of 50 epochs"),
+        ({"optimiser": {"clip": 0}}, r"'optimiser\.clip' is the largest norm"),
     ],
 )
 def test_an_impossible_value_names_its_key(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve([above("params.yaml", **values)], Settings)
+
+
+def test_a_network_is_given_the_options_of_its_kind_alone() -> None:
+    given = {"last_stride": 2, "drop_path": 0.1}
+    cnn, vit = (resolve([paper(backbone={"name": name, **given})], Settings) for name in ("resnet50", "vit_small"))
+    assert (cnn.backbone.options, vit.backbone.options) == ({"last_stride": 2}, {"drop_path": 0.1})
+    assert resolve([], Settings).backbone.options == {}
 
 
 def test_an_integer_is_taken_where_a_number_is_wanted() -> None:
@@ -83,6 +94,14 @@ def test_epoch_counted_settings_keep_their_share_of_a_shorter_run() -> None:
     assert config.schedule.step == 4
     assert config.settings.parts_from == 1
     assert config.settings.temperature == 0.05
+
+
+def test_milestones_keep_their_shares_and_a_profile_can_take_them_back() -> None:
+    published = paper(schedule={"epochs": 40, "milestones": [25, 35]})
+    assert resolve([published, above(schedule={"epochs": 20})], Settings).schedule.milestones == (12.5, 17.5)
+    assert resolve([published, above(schedule={"epochs": 20, "milestones": []})], Settings).schedule.milestones == ()
+    named = above(schedule={"epochs": 20, "milestones": [15]})
+    assert resolve([published, named], Settings).schedule.milestones == (15,)
 
 
 def test_three_of_fifty_epochs_become_nine_of_a_hundred_and_fifty_steps() -> None:

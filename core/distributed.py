@@ -20,6 +20,7 @@ from core.errors import UserError
 
 # How long a rank waits for the others: rank 0 clusters alone, on large data for longer than NCCL's 10 minutes.
 PATIENCE = timedelta(days=1)
+SOURCE = "source_"  # how the names of outputs begin whose rows are those of the source batch
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,23 @@ class _GatherRows(torch.autograd.Function):
         return gradient[ctx.part] * ctx.size, None, None
 
 
-def gather_outputs(outputs: dict[str, Tensor], group: ProcessGroup, batch: int) -> dict[str, Tensor]:
-    """Concatenate every rank's rows of each named output, with gradient; the identity on one process."""
+def gather_outputs(outputs: dict[str, Tensor], group: ProcessGroup, batch: int, source: int = 0) -> dict[str, Tensor]:
+    """Concatenate every rank's rows of each named output, with gradient; the identity on one process.
+
+    An output has a row for each of ``batch`` images; or, where its name begins with ``source_`` and there are any, for
+    each of ``source`` images. Raises UserError for one whose rows are not this rank's.
+    """
+    sizes = {name: source if source and name.startswith(SOURCE) else batch for name in outputs}
+    for name, value in outputs.items():
+        part = group.part(sizes[name])
+        if source and len(value) != part.stop - part.start:
+            raise UserError(
+                f"the output '{name}' has {len(value)} rows, but this process has {part.stop - part.start} images of "
+                f"its batch; outputs of the source batch, and no others, have names that begin with '{SOURCE}'"
+            )
     if group.size == 1:
         return outputs
-    return {name: _GatherRows.apply(value, group, batch) for name, value in outputs.items()}
+    return {name: _GatherRows.apply(value, group, sizes[name]) for name, value in outputs.items()}
 
 
 def _all_rows(local: Tensor, group: ProcessGroup, batch: int) -> Tensor:

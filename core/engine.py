@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,9 @@ from tqdm import tqdm
 from core.backbones.batchnorm import set_bn_groups
 from core.checkpoint import Checkpoint
 from core.config import Config, Optimiser, Schedule
-from core.data import Batch, Labels, Pixels, TrainingData, extract
+from core.data import Batch, Labels, Pixels, TrainingData
 from core.distributed import ProcessGroup, from_main, gather_outputs, share_buffers, wait
 from core.errors import UserError
-from core.images import ImageStore
 from core.method import Method
 from core.neighbors import NonFiniteFeatures
 from core.precision import autocast, weights_dtype
@@ -38,6 +37,7 @@ class Progress:
 
     epoch: int = 0
     images_seen: int = 0
+    source_images_seen: int = 0
     collapsed: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
@@ -46,11 +46,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """A step's place in the run: ``number`` of the ``steps`` of ``epoch``, both from 0."""
+    """A step's place in the run: ``number`` of the ``steps`` of ``epoch``, both from 0.
+
+    source: (B_s,) rows of the source split that stand beside the target's, where the method has a source.
+    """
 
     epoch: int
     number: int
     steps: int
+    source: np.ndarray | None = None
 
     @property
     def place(self) -> float:
@@ -76,6 +80,7 @@ class Trainer:
         self.streams, self.checkpoint, self.group = streams, checkpoint, group
         self.watch = watch
         self.dtype = weights_dtype(config.precision)
+        data.computed_by(config)
         method.to(group.device, self.dtype)
         method.to(memory_format=torch.channels_last)  # a quarter faster on the CPU too
         self.network = wrap(method, group)
@@ -165,11 +170,13 @@ class Trainer:
 
     def _label(self, epoch: int) -> Labels:
         self.method.eval()
-        self.data.new_epoch(partial(self._extract, epoch))
+        title = f"epoch {epoch + 1} extract" if self.group.main else None
+        self.data.new_epoch(partial(self._extract, epoch), title)
         if self.group.size > 1:
             self.data.features()  # a collective: all ranks extract before rank 0 clusters alone
         try:
-            labels: Labels = from_main(lambda: self.method.label(epoch, self.data), self.group)
+            with self.data.extraction(allowed=False):
+                labels: Labels = from_main(lambda: self.method.label(epoch, self.data), self.group)
         except NonFiniteFeatures as error:
             raise RunFailed(f"epoch {epoch + 1}: {error}") from error
         self.progress.collapsed = self.progress.collapsed + 1 if labels.clusters < 2 else 0
@@ -177,10 +184,7 @@ class Trainer:
         return labels
 
     def _extract(self, epoch: int) -> dict[str, Tensor]:
-        data, needs = self.data, self.data.needs
-        cameras = data.cameras("test") if "test" in needs.cameras else None
-        shown = f"epoch {epoch + 1} extract" if self.group.main else None
-        return embed_all(self.method, data.images, self.config, (data.mean, data.std), self.group, cameras, shown)
+        return self.method.extract(self.data)
 
     def _train(self, epoch: int, labels: Labels) -> dict[str, float]:
         """All steps of one epoch; returns the mean of each loss term."""
@@ -192,8 +196,10 @@ class Trainer:
         sums: dict[str, float] = {}
         with self.data.timer("train"):
             batches = list(self._batches(epoch, labels))
+            sources = self._source_batches(epoch)
             for number, rows in enumerate(self._progress_bar(epoch, batches)):
-                values = self._step(Step(epoch, number, len(batches)), rows, labels)
+                step = Step(epoch, number, len(batches), next(sources, None))
+                values = self._step(step, rows, labels)
                 sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
         return {name: value / len(batches) for name, value in sums.items()}
 
@@ -214,6 +220,19 @@ class Trainer:
             if given == before:
                 raise RunFailed(f"the sampler gave no batch in epoch {epoch + 1}")
 
+    def _source_batches(self, epoch: int) -> Iterator[np.ndarray]:
+        """Batches of the source without end, passing over it again and again; none where the method has no source."""
+        if self.data.source is None:
+            return
+        rng = self.streams.numpy("source sampler", epoch)
+        given, before = 0, -1
+        while given > before:
+            before = given
+            for rows in self.method.source_batches(self.data.source, rng):
+                yield rows
+                given += 1
+        raise RunFailed(f"the sampler gave no batch of the source in epoch {epoch + 1}")
+
     def _progress_bar(self, epoch: int, batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         title = f"epoch {epoch + 1}/{self.config.schedule.epochs} train"
         bar: Iterator[np.ndarray] = iter(tqdm(batches, title, leave=False, disable=not self.group.main))
@@ -221,56 +240,83 @@ class Trainer:
 
     def _step(self, step: Step, rows: np.ndarray, labels: Labels) -> dict[str, float]:
         set_rate(self.optimiser, self.config.optimiser.lr, self.config.schedule, step.place)
+        set_decay(self.optimiser, self.config.optimiser, step.place / self.config.schedule.epochs)
         batch = self._load(step, rows, labels)
         with autocast(self.config.precision, self.group.device):
             local = self.network(batch)
         # Memory and loss mathematics stay in float32 (or 64) whatever the network computed in.
         full = {name: value.to(self.dtype) for name, value in local.items()}
-        output = gather_outputs(full, self.group, len(rows))
+        beside = 0 if step.source is None else len(step.source)
+        output = gather_outputs(full, self.group, len(rows), beside)
         terms = self.method.loss(output, batch)
         values = {name: float(term.detach()) for name, term in terms.items()}
         if not all(math.isfinite(value) for value in values.values()):
             raise RunFailed(
                 f"the loss is not finite in epoch {step.epoch + 1}, step {step.number + 1}: {values}; "
                 f"training rows of the batch: {rows.tolist()}"
+                + ("" if step.source is None else f"; of the source: {step.source.tolist()}")
             )
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
+        if self.config.optimiser.clip is not None:
+            self.scaler.unscale_(self.optimiser)
+            clip_gradients(self.method, self.config.optimiser.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         with torch.no_grad():
             detached = {name: value.detach() for name, value in output.items()}
             self.method.after_step(detached, batch)
         self.progress.images_seen += len(rows)
+        self.progress.source_images_seen += beside
         return values
 
     def _load(self, step: Step, rows: np.ndarray, labels: Labels) -> Batch:
+        """The target's batch with its labels, and beside it the source's, whose labels are its people."""
+        batch = self._side(step, self.data, rows, labels.ids, labels.extra)
+        if step.source is None or self.data.source is None:
+            return batch
+        source = self._side(step, self.data.source, step.source, self.data.source.identities, {}, "source/")
+        return replace(batch, source=source)
+
+    def _side(
+        self,
+        step: Step,
+        data: TrainingData,
+        rows: np.ndarray,
+        ids: np.ndarray,
+        extra: Mapping[str, Tensor],
+        streams: str = "",
+    ) -> Batch:
         """The full batch's labels, and this rank's part of the views that the method makes of its images."""
-        data, device = self.data, self.group.device
+        device = self.group.device
         part = self.group.part(len(rows))
         indices = torch.as_tensor(rows)
-        stream = partial(self._stream, step)
+        stream = partial(self._stream, step, streams)
         order = torch.randperm(len(rows), generator=stream("order"))
         pixels = Pixels(data, indices, order, part, stream, self.config.augment, self.dtype)
         cameras = torch.as_tensor(data.cameras("loss")[rows]) if "loss" in data.needs.cameras else None
         return Batch(
             images=self.method.make_views(pixels),
             indices=indices.to(device),
-            targets=torch.as_tensor(labels.ids[rows]).to(device),
+            targets=torch.as_tensor(ids[rows]).to(device),
             cameras=None if cameras is None else cameras.to(device),
-            extra={name: value[indices].to(device) for name, value in labels.extra.items()},
+            extra={name: value[indices].to(device) for name, value in extra.items()},
             epoch=step.place,
             part=part,
             order=order.to(device),
+            progress=step.place / self.config.schedule.epochs,
         )
 
-    def _stream(self, step: Step, name: str) -> torch.Generator:
+    def _stream(self, step: Step, side: str, name: str) -> torch.Generator:
         """What is drawn in a step draws from a stream of its own."""
-        return self.streams.torch(f"{name}/{step.number}", step.epoch)
+        return self.streams.torch(f"{side}{name}/{step.number}", step.epoch)
 
     def _record(self, epoch: int, labels: Labels, losses: dict[str, float]) -> None:
         seconds = {f"seconds_{name}": value for name, value in self.data.timer.take().items()}
         memory = {f"peak_{name}": value for name, value in peak_memory(self.group.device).items()}
+        seen = {"images_seen": self.progress.images_seen}
+        if self.data.source:
+            seen["source_images_seen"] = self.progress.source_images_seen
         self.progress.epoch = epoch + 1
         self.progress.history.append(
             {
@@ -280,7 +326,7 @@ class Trainer:
                 "clusters": labels.clusters,
                 "outliers": labels.outliers,
                 **labels.notes,
-                "images_seen": self.progress.images_seen,
+                **seen,
                 **seconds,
                 **memory,
             }
@@ -313,27 +359,49 @@ def kept_epochs(schedule: Schedule, done: int) -> list[int]:
 
 
 def build_optimiser(method: Method, config: Optimiser) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD over the method's groups; a group may scale the rate with ``lr_scale``."""
-    groups = [{"lr_scale": 1.0, **group} for group in method.param_groups()]
+    """Adam, AdamW or SGD over the method's groups.
+
+    A group may scale the rate with ``lr_scale``, and keeps a ``weight_decay`` that it states from first to last.
+    """
+    groups = [{"lr_scale": 1.0, "own_decay": "weight_decay" in group, **group} for group in method.param_groups()]
     if config.name == "sgd":
-        return torch.optim.SGD(groups, config.lr, momentum=0.9, weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            groups, config.lr, momentum=0.9, weight_decay=config.weight_decay, nesterov=config.nesterov
+        )
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, config.lr, weight_decay=config.weight_decay)
 
 
 def rate_factor(schedule: Schedule, place: float) -> float:
-    """Share of the base rate at a place in the run, in epochs from 0: linear warm-up, then steps of ``gamma``.
+    """Share of the base rate at a place in the run, in epochs from 0: linear warm-up, then ``fallen``.
 
-    A warm-up of whole epochs rises where an epoch starts, as the papers' schedulers do, any other at every step.
+    A warm-up of whole epochs rises where an epoch starts, as the papers' schedulers do, any other, and the one before
+    a cosine, at every step.
     """
-    # The quotient of two rounded numbers may fall short of the whole number that it stands for.
-    falls = math.floor(place / schedule.step + 1e-9) if schedule.step else 0
-    factor = schedule.gamma**falls
+    factor = fallen(schedule, place)
     if place < schedule.warmup:
         start = schedule.warmup_factor
-        risen = math.floor(place) if schedule.warmup % 1 == 0 else place
+        by_epoch = schedule.warmup % 1 == 0 and not schedule.cosine
+        risen = math.floor(place) if by_epoch else place
         factor *= start + (1 - start) * risen / schedule.warmup
     return factor
+
+
+def fallen(schedule: Schedule, place: float) -> float:
+    """Share of the base rate that the steps of ``gamma``, the milestones or the cosine leave at a place in the run."""
+    if schedule.cosine:
+        falling = schedule.epochs - schedule.warmup
+        return along_cosine(1.0, schedule.cosine_end, max(0.0, place - schedule.warmup) / falling)
+    if schedule.milestones:
+        return schedule.gamma ** sum(place >= milestone for milestone in schedule.milestones)
+    # The quotient of two rounded numbers may fall short of the whole number that it stands for.
+    falls = math.floor(place / schedule.step + 1e-9) if schedule.step else 0
+    return schedule.gamma**falls
+
+
+def along_cosine(start: float, end: float, progress: float) -> float:
+    """From ``start`` to ``end`` along half a cosine, ``progress`` in [0, 1]."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def set_rate(optimiser: torch.optim.Optimizer, lr: float, schedule: Schedule, place: float) -> None:
@@ -342,27 +410,20 @@ def set_rate(optimiser: torch.optim.Optimizer, lr: float, schedule: Schedule, pl
         group["lr"] = lr * group["lr_scale"] * rate_factor(schedule, place)
 
 
-def embed_all(
-    method: Method,
-    images: ImageStore,
-    config: Config,
-    statistics: tuple[tuple[float, ...], tuple[float, ...]],
-    group: ProcessGroup,
-    cameras: np.ndarray | None = None,
-    describe: str | None = None,
-) -> dict[str, Tensor]:
-    """``Method.embed`` of every image, in order, as training labels by and as the test ranks by.
+def set_decay(optimiser: torch.optim.Optimizer, config: Optimiser, progress: float) -> None:
+    """Set the weight decay of every group that has none of its own, at a share ``progress`` of the run."""
+    if config.weight_decay_end is None:
+        return
+    for group in optimiser.param_groups:
+        if not group["own_decay"]:
+            group["weight_decay"] = along_cosine(config.weight_decay, config.weight_decay_end, progress)
 
-    statistics: mean and deviation per channel. The method must be in eval mode; no random stream and no batch-norm
-    state is touched. ``describe`` titles a progress bar.
-    """
 
-    def embed(batch: Tensor, seen: Tensor | None) -> dict[str, Tensor]:
-        with autocast(config.precision, group.device):
-            return method.embed(batch, seen)
-
-    dtype = weights_dtype(config.precision)
-    return extract(embed, images, config.extraction_batch, *statistics, group, cameras, dtype, describe)
+def clip_gradients(method: Method, most: float) -> None:
+    """Scale each parameter's gradient down to a norm of at most ``most``, each by itself, as DINO's code does."""
+    for parameter in method.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_((most / (parameter.grad.norm() + 1e-6)).clamp(max=1.0))
 
 
 def weights_of(method: Method) -> dict[str, Tensor]:

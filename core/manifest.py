@@ -57,14 +57,18 @@ class Manifest:
             raise ManifestError(f"a dataset cannot be called {self.name!r}: use letters, digits, '.', '_' and '-'")
 
     def split(self, name: str) -> pd.DataFrame:
-        """Rows of one split, in manifest order, index reset; raises ManifestError when there are none."""
-        rows = self.table[self.table["split"] == name].reset_index(drop=True)
-        if rows.empty:
-            present = sorted(self.table["split"].unique())
-            raise ManifestError(
-                f"dataset '{self.name}' has no '{name}' images; its manifest holds the splits {present}"
-            )
-        return rows
+        """Rows of one split, in manifest order, index reset; of ``train+source``, those of one after the other's.
+
+        Raises ManifestError when a split has none.
+        """
+        parts = {part: self.table[self.table["split"] == part] for part in name.split("+")}
+        for part, rows in parts.items():
+            if rows.empty:
+                present = sorted(self.table["split"].unique())
+                raise ManifestError(
+                    f"dataset '{self.name}' has no '{part}' images; its manifest holds the splits {present}"
+                )
+        return pd.concat(parts.values(), ignore_index=True)
 
     def has(self, name: str) -> bool:
         """Whether the split has any image."""

@@ -10,11 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.augment import normalise
 from core.backbones.net import Embedder
 from core.clustering import dbscan
 from core.config import Config
-from core.data import Batch, Labels, Needs, Pixels, TrainingData
+from core.data import Batch, Labels, Needs, Pixels, TrainingData, extract
+from core.distributed import ProcessGroup
+from core.images import ImageStore
 from core.jaccard import jaccard_distance
+from core.precision import autocast, weights_dtype
 from core.sampling import pk_batches
 
 
@@ -31,13 +35,19 @@ class Method(nn.Module):
     """
 
     Settings: ClassVar[type] = NoSettings
+    exports: ClassVar[str] = "embedder."
+    """How the names of those weights begin that pre-training by the method hands on as an embedder's."""
 
-    def __init__(self, config: Config, embedder: Embedder, capacity: int) -> None:
-        """``capacity``: number of training images (or of known identities), a bound on any class head's size."""
+    def __init__(self, config: Config, embedder: Embedder, capacity: int, source_identities: int = 0) -> None:
+        """``capacity``: number of training images (or of known identities), a bound on any class head's size.
+
+        ``source_identities``: people of the source split, given where ``needs.source`` is set, and to no other method.
+        """
         super().__init__()
         self.config = config
         self.embedder = embedder
         self.capacity = capacity
+        self.source_identities = source_identities
 
     def weights_loaded(self) -> None:
         """Called once the initial weights are in the embedder: layers that start as copies of its own take them."""
@@ -49,11 +59,19 @@ class Method(nn.Module):
         return Needs(cameras=frozenset({"sampler"}) if uses_camera else frozenset())
 
     def make_views(self, pixels: Pixels) -> list[Tensor]:
-        """The views of a step, this rank's part of each: by default ``needs.views`` draws of the run's augmentation."""
+        """The views of a step, this rank's part of each: by default ``needs.views`` draws of the run's augmentation.
+
+        Asked for the source batch too, where there is one (``pixels.domain``): by default ``needs.source_views`` draws.
+        """
         return [pixels.augmented(view) for view in range(pixels.data.needs.views)]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Training outputs by name, each with this rank's b rows first; gathered over ranks before ``loss``."""
+        """Training outputs by name, each with this rank's b rows first; gathered over ranks before ``loss``.
+
+        Outputs of ``batch.source``, and no others, have names that begin with ``source_``. Views and domains go through
+        the network one by one: rows that share a call share batch-norm chunks, which would then depend on the number of
+        processes. The source goes first, so that running statistics end on the target.
+        """
         return {"feature": self.embedder(batch.images[0])["feature"]}
 
     def embed(self, images: Tensor, cameras: Tensor | None = None) -> dict[str, Tensor]:
@@ -66,6 +84,16 @@ class Method(nn.Module):
         None, the default, is the Euclidean distance of ``feature``, which evaluation computes in its own way.
         """
         return None
+
+    def extract(self, data: TrainingData) -> dict[str, Tensor]:
+        """What ``data.embedded`` finds by name until the next epoch: by default ``embed`` of every training image.
+
+        Runs on all ranks, in eval mode, when something is first asked for. ``feature`` is what ``data.features()``
+        gives; others may come from changed images or the source (``data.extract``, ``data.source.extract``).
+        """
+        cameras = data.cameras("test") if "test" in data.needs.cameras else None
+        with data.timer("extract"):
+            return embed_all(self, data.images, self.config, (data.mean, data.std), data.group, cameras, data.title)
 
     def label(self, epoch: int, data: TrainingData) -> Labels:
         """Pseudo-labels of this epoch, computed on rank 0: those of ``cluster`` over ``data.features()``."""
@@ -88,6 +116,11 @@ class Method(nn.Module):
         cameras = data.cameras("sampler") if sampler.uses_camera else None
         return pk_batches(labels.ids, sampler.identities, sampler.instances, rng, cameras, sampler.singleton)
 
+    def source_batches(self, source: TrainingData, rng: np.random.Generator) -> Iterable[np.ndarray]:
+        """One pass of batches of rows of the source split; the engine asks for another when it needs more."""
+        sampler = self.config.sampler
+        return pk_batches(source.identities, sampler.identities, sampler.instances, rng, None, sampler.singleton)
+
     def loss(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Named, weighted loss terms of the full batch; the engine sums and logs them."""
         raise TypeError(f"{type(self).__name__} defines no loss, so it cannot be trained")
@@ -105,3 +138,28 @@ class Method(nn.Module):
 
     def load_memory_state(self, state: dict[str, Any]) -> None:
         """Inverse of ``memory_state``."""
+
+
+def embed_all(
+    method: Method,
+    images: ImageStore,
+    config: Config,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    group: ProcessGroup,
+    cameras: np.ndarray | None = None,
+    describe: str | None = None,
+) -> dict[str, Tensor]:
+    """``Method.embed`` of every image, in order, as training labels by and as the test ranks by.
+
+    statistics: mean and deviation per channel. The method must be in eval mode; no random stream and no batch-norm
+    state is touched. ``describe`` titles a progress bar.
+    """
+    dtype = weights_dtype(config.precision)
+
+    def embed(pixels: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        shown = normalise(pixels, *statistics).to(dtype, memory_format=torch.channels_last)
+        seen = None if cameras is None else torch.as_tensor(cameras[rows.numpy()]).to(pixels.device)
+        with autocast(config.precision, group.device):
+            return method.embed(shown, seen)
+
+    return extract(embed, images, config.extraction_batch, group, describe)

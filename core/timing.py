@@ -13,21 +13,32 @@ import torch
 
 
 class PhaseTimer:
-    """Sums wall seconds per named phase; nested phases count in both, so names should not nest."""
+    """Sums wall seconds per named phase; while a phase runs inside another, the other's time stands still."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self._running: list[str] = []
+        self._since = 0.0
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Time a ``with`` block; waits for the GPU so that its work is counted where it was asked for."""
-        start = time.perf_counter()
+        self._charge()
+        self._running.append(phase)
         try:
             yield
         finally:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.seconds[phase] += time.perf_counter() - start
+            self._charge()
+            self._running.pop()
+
+    def _charge(self) -> None:
+        """Add what has passed to the phase that is running, if any."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self._running:
+            self.seconds[self._running[-1]] += now - self._since
+        self._since = now
 
     def take(self) -> dict[str, float]:
         """The seconds so far, and start again from zero."""

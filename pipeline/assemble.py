@@ -23,19 +23,44 @@ from pipeline.initial import Initial
 from pipeline.settings import Run, code_hash
 
 
+class Sizes(NamedTuple):
+    """What bounds a method's heads: ``capacity`` of the training split, and the people of the source beside it."""
+
+    capacity: int
+    source_identities: int | None = None
+
+    @property
+    def arguments(self) -> tuple[int, ...]:
+        """What a method's constructor is given after its embedder."""
+        return (self.capacity,) if self.source_identities is None else (self.capacity, self.source_identities)
+
+
 def training_data(
     run: Run, manifest: Manifest, needs: Needs, initial: Initial, group: ProcessGroup, cache: Path
-) -> tuple[TrainingData, int]:
-    """The training split as the method may see it, and the size of a class head over it."""
-    rows = manifest.split(needs.trains_on)
+) -> tuple[TrainingData, Sizes]:
+    """The training split as the method may see it, with the source beside it where it needs one, and their sizes."""
+    source = split_data(run, manifest, needs.of_source, initial, group, cache) if needs.source else None
+    data = split_data(run, manifest, needs, initial, group, cache, source)
+    capacity = int(data.identities.max()) + 1 if needs.identities else len(data)
+    return data, Sizes(capacity, int(source.identities.max()) + 1 if source else None)
+
+
+def split_data(
+    run: Run,
+    manifest: Manifest,
+    needs: Needs,
+    initial: Initial,
+    group: ProcessGroup,
+    cache: Path,
+    source: TrainingData | None = None,
+) -> TrainingData:
+    """The images of ``needs.trains_on``, and the labels that are needed of them."""
     size = run.config.input
     cameras = known_cameras(manifest, needs.trains_on, needs) if needs.cameras else None
     identities = known_identities(manifest, needs.identities) if needs.identities else None
     pixels = load_images(manifest, needs.trains_on, size.height, size.width, cache / "images")
     store = ImageStore(pixels, group.device)
-    data = TrainingData(store, needs, group, cameras, identities, initial.mean, initial.std)
-    capacity = len(rows) if identities is None else int(identities.max()) + 1
-    return data, capacity
+    return TrainingData(store, needs, group, cameras, identities, initial.mean, initial.std, source)
 
 
 def known_identities(manifest: Manifest, split: str) -> np.ndarray:
@@ -62,11 +87,12 @@ def known_identities(manifest: Manifest, split: str) -> np.ndarray:
 def known_cameras(manifest: Manifest, split: str, needs: Needs) -> np.ndarray:
     """(N,) camera of each image of a split, numbered 0..n-1 over its domain (train, query and gallery share theirs).
 
+    Of a split of both domains, the source's are numbered after the target's.
+
     Raises ManifestError when images of the split have none.
     """
-    domain = ["source"] if split == "source" else ["train", "query", "gallery"]
-    known = np.unique(manifest.table["camera_id"][manifest.table["split"].isin(domain)])
-    cameras = manifest.split(split)["camera_id"].to_numpy()
+    rows = manifest.split(split)
+    cameras = rows["camera_id"].to_numpy()
     unknown = int((cameras < 0).sum())
     if unknown:
         raise ManifestError(
@@ -74,16 +100,24 @@ def known_cameras(manifest: Manifest, split: str, needs: Needs) -> np.ndarray:
             f"{split} images of '{manifest.name}' have none; run a variant without cameras (no_cam) or, where only the "
             "sampler uses them, --set sampler.uses_camera=false"
         )
-    return np.searchsorted(known[known >= 0], cameras)
+    numbers = np.zeros(len(cameras), int)
+    first = 0
+    for domain in (("train", "query", "gallery"), ("source",)):
+        known = np.unique(manifest.table["camera_id"][manifest.table["split"].isin(domain)])
+        known = known[known >= 0]
+        mine = rows["split"].isin(domain).to_numpy()
+        numbers[mine] = first + np.searchsorted(known, cameras[mine])
+        first += len(known) if mine.any() else 0
+    return numbers
 
 
-def build_method(run: Run, capacity: int, streams: Streams, initial: Initial | None) -> Method:
+def build_method(run: Run, sizes: Sizes, streams: Streams, initial: Initial | None) -> Method:
     """The method on its backbone, initialised from the ``init`` stream and then from ``initial``."""
     backbone = run.config.backbone
     generator = streams.torch("init")
-    embedder = build(backbone.name, backbone.pooling, backbone.bn_groups, generator=generator)
+    embedder = build(backbone.name, backbone.pooling, backbone.bn_groups, generator=generator, **backbone.options)
     with seeded_init(generator):
-        method = methods.load(run.method)(run.config, embedder, capacity)
+        method = methods.load(run.method)(run.config, embedder, *sizes.arguments)
     set_bn_groups(method, backbone.bn_groups)
     if initial is not None and initial.weights is not None:
         load_weights(method.embedder, WEIGHTS["suite"], initial.weights)
@@ -120,17 +154,23 @@ def run_key(
 
     Its digest stands in train.json, names the checkpoint, and tells a sweep whether a result is current.
     """
-    rows = manifest.split(needs.trains_on)
-    seen = ["path"]
-    seen += ["camera_id"] if needs.cameras else []
-    seen += ["person_id"] if needs.identities else []
     return {
         "method": run.method,
         "config": run.config.as_dict(),
         "seed": seed,
         "data": manifest.fingerprint,
-        "rows": hashlib.sha256(rows[seen].to_csv(index=False).encode()).hexdigest(),
+        "rows": rows_hash(manifest, needs),
+        "source": rows_hash(manifest, needs.of_source) if needs.source else None,
         "initial": initial,
         "code": code_hash(run.method),
         **computing._asdict(),
     }
+
+
+def rows_hash(manifest: Manifest, needs: Needs) -> str:
+    """Hash of the images of ``needs.trains_on`` in their order, and of the labels that are needed of them."""
+    rows = manifest.split(needs.trains_on)
+    seen = ["path"]
+    seen += ["camera_id"] if needs.cameras else []
+    seen += ["person_id"] if needs.identities else []
+    return hashlib.sha256(rows[seen].to_csv(index=False).encode()).hexdigest()

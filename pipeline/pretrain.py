@@ -23,7 +23,7 @@ from core.lock import locked_by_main
 from core.manifest import Manifest
 from core.rng import Streams
 from pipeline import cli, needed
-from pipeline.assemble import build_method
+from pipeline.assemble import Sizes, build_method
 from pipeline.initial import Initial, save_initial
 from pipeline.jobs import CACHE, initial_folder
 from pipeline.records import TrainRecord
@@ -91,7 +91,7 @@ def starting_weights(run: Run, asked: str | None, out: Path) -> Initial:
     if name == "nothing":
         return Initial(None, "random", None)
     entry, path = find_start(name, run.backbone)
-    method = build_method(run, 1, Streams(SEED), None)
+    method = build_method(run, Sizes(1), Streams(SEED), None)
     report = load_weights(method.embedder, entry, path, download=path is None)
     source = entry.source if path is None else f"{entry.source}, {path.name} {report.sha256[:8]}"
     like = Initial(None, source, None, entry.mean, entry.std)

@@ -97,6 +97,7 @@ class CostRecord(Record):
     """What a run took: seconds by phase, and the peak memory of the process or of the device in bytes."""
 
     images_seen: int
+    source_images_seen: int = 0
     seconds_total: float
     epochs: int = 0
     seconds: dict[str, float] = {}  # noqa: RUF012
@@ -125,6 +126,7 @@ class TrainRecord(Record):
     run: RunRecord
     seed: int
     capacity: int
+    source_identities: int | None = None  # people of the source split, of a method with a source
     needs: NeedsRecord
     data: DataRecord
     initial: SourceRecord

@@ -16,12 +16,11 @@ import methods
 from core.checkpoint import weights_name
 from core.config import Patch, resolve
 from core.distributed import ProcessGroup
-from core.engine import embed_all
 from core.errors import UserError
 from core.files import changed
 from core.images import ImageStore, load_images
 from core.manifest import Manifest
-from core.method import Method
+from core.method import Method, embed_all
 from core.neighbors import NonFiniteFeatures, as_float_matrix
 from core.precision import weights_dtype
 from core.rng import Streams
@@ -30,7 +29,7 @@ from evaluation.audit import audit
 from evaluation.distances import DistanceBlock, euclidean_blocks
 from evaluation.rerank import Reranked
 from evaluation.score import Scored, score
-from pipeline.assemble import build_method, known_cameras
+from pipeline.assemble import Sizes, build_method, known_cameras
 from pipeline.jobs import ROOT
 from pipeline.records import (
     NO_SCORES,
@@ -169,7 +168,7 @@ def load_method(record: TrainRecord) -> tuple[Run, Method]:
     patch = Patch("train.json", fields.pop("config"), paper=True)
     config = resolve([patch], methods.load(fields["method"]).Settings)
     run = Run(**fields, config=config)
-    return run, build_method(run, record.capacity, Streams(record.seed), None)
+    return run, build_method(run, Sizes(record.capacity, record.source_identities), Streams(record.seed), None)
 
 
 def read_history(trained: Path) -> pd.DataFrame:

@@ -93,10 +93,10 @@ def train(
     watched in ``cache/progress`` (``Tracker``).
     """
     needs = methods.load(run.method).needs(run.config)
-    data, capacity = training_data(run, manifest, needs, initial, group, cache)
+    data, sizes = training_data(run, manifest, needs, initial, group, cache)
     drawn = stream_seed(manifest, seed)
     streams = Streams(drawn)
-    method = build_method(run, capacity, streams, initial)
+    method = build_method(run, sizes, streams, initial)
     # Two runs that differ by name alone (a row of an ablation that changes nothing) may train at the same time.
     key = run_key(run, manifest, needs, initial.sha256, drawn, Computing.of(group))
     checkpoint = Checkpoint(cache / "checkpoints", {**key, "name": run.name})
@@ -108,8 +108,9 @@ def train(
             reason=progress.failure,
             run=run_record(run),
             seed=seed,
-            capacity=capacity,
-            needs=NeedsRecord(cameras=tuple(sorted(needs.cameras)), identities=needs.identities),
+            capacity=sizes.capacity,
+            source_identities=sizes.source_identities,
+            needs=NeedsRecord(cameras=tuple(sorted(needs.cameras)), identities=needs.labelled),
             data=data_record(manifest),
             initial=SourceRecord(source=initial.source, sha256=initial.sha256),
             input=InputRecord(mean=tuple(initial.mean), std=tuple(initial.std)),
@@ -152,6 +153,7 @@ def cost(progress: Progress) -> CostRecord:
     return CostRecord(
         epochs=progress.epoch,
         images_seen=progress.images_seen,
+        source_images_seen=progress.source_images_seen,
         seconds=seconds,
         seconds_total=round(sum(seconds.values()), 3),
         **peaks,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from core.method import Method
 class Settings:
     """Bag-of-tricks losses: cross-entropy with label smoothing on the neck, batch-hard triplet before it."""
 
-    identities: str = "train"
+    identities: Literal["train", "source"] = "train"
     smoothing: float = 0.1
     margin: float = 0.3
     triplet_weight: float = 1.0

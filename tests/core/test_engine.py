@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from core.config import Schedule
+from core.config import Optimiser, Schedule
 from core.data import Labels, Needs, TrainingData, UndeclaredAccess
 from core.distributed import ProcessGroup
-from core.engine import Step, rate_factor
+from core.engine import Step, build_optimiser, rate_factor, set_decay
 from core.images import ImageStore
 from core.rng import Streams
+from core.timing import PhaseTimer
 
 CPU = torch.device("cpu")
 
@@ -46,6 +50,40 @@ def test_the_rate_falls_at_the_exact_step_of_a_fractional_epoch(step: float) -> 
     for position in range(12 * steps):
         factor = rate_factor(Schedule(step=step), Step(*divmod(position, steps), steps).place)
         assert factor == pytest.approx(0.1 ** (position // round(step * steps)))
+
+
+def test_the_rate_falls_at_each_milestone_and_the_step_is_not_read() -> None:
+    schedule = Schedule(epochs=8, step=1, milestones=(5, 6.5), gamma=0.1)
+    factors = [rate_factor(schedule, place) for place in (0, 4.99, 5, 6.25, 6.5, 7.99)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_a_cosine_begins_where_the_warm_up_ends_and_reaches_its_share_at_the_end_of_the_run() -> None:
+    schedule = Schedule(epochs=10, step=1, cosine=True, cosine_end=0.2, warmup=2, warmup_factor=0.1)
+    factors = [rate_factor(schedule, place) for place in (0, 0.5, 1, 2, 4, 6, 8, 10)]
+    falling = [0.2 + 0.4 * (1 + np.cos(np.pi * share)) for share in (0, 0.25, 0.5, 0.75, 1)]
+    assert factors == pytest.approx([0.1, 0.325, 0.55, *falling])
+
+
+def test_weight_decay_moves_along_a_cosine_but_in_groups_that_state_their_own() -> None:
+    network = torch.nn.Linear(2, 2)
+    groups = [{"params": [network.weight]}, {"params": [network.bias], "weight_decay": 0.0}]
+    config = Optimiser("adamw", weight_decay=0.04, weight_decay_end=0.4)
+    optimiser = build_optimiser(SimpleNamespace(param_groups=lambda: groups), config)  # type: ignore[arg-type]
+    for progress, decay in ((0, 0.04), (0.5, 0.22), (1, 0.4)):
+        set_decay(optimiser, config, progress)
+        assert [group["weight_decay"] for group in optimiser.param_groups] == pytest.approx([decay, 0])
+
+
+def test_a_phase_inside_another_is_counted_once() -> None:
+    timer = PhaseTimer()
+    with timer("outer"):
+        with timer("inner"):
+            time.sleep(0.05)
+        time.sleep(0.01)
+    seconds = timer.take()
+    assert seconds["inner"] >= 0.05
+    assert 0.01 <= seconds["outer"] < 0.04
 
 
 @pytest.mark.parametrize(("batch", "size"), [(64, 1), (64, 4), (10, 4), (3, 2), (2, 4)])

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import datasets
-from core.data import extract
 from core.distributed import start
 from core.images import ImageStore, load_images
 from core.manifest import Manifest, read_manifest
+from core.method import embed_all
 from evaluation.ranking import evaluate_features
 from pipeline import cross_domain, evaluate, prepare, records, train
 from pipeline.params import read_params
@@ -104,8 +104,7 @@ def features(dataset: str, file: Path) -> dict[str, np.ndarray]:
     for side in ("query", "gallery"):
         rows, size = manifest.split(side), run.config.input
         store = ImageStore(load_images(manifest, side, size.height, size.width), torch.device("cpu"))
-        mean, std = record.input.mean, record.input.std
-        seen = extract(method.embed, store, run.config.extraction_batch, mean, std, start("cpu"))
+        seen = embed_all(method, store, run.config, (record.input.mean, record.input.std), start("cpu"))
         arrays[f"{side}_features"] = seen["feature"].float().numpy()
         arrays[f"{side}_ids"] = rows["person_id"].to_numpy()
         arrays[f"{side}_cameras"] = rows["camera_id"].to_numpy()

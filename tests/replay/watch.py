@@ -60,12 +60,18 @@ class WatchedTrainer(Trainer):
         self.record.note(f"{self.where}, batch", rows, "entry")
         batch = super()._load(step, rows, labels)
         self.record.note(f"{self.where}, place in the run", [float(batch.epoch)])
+        self._note_batch(batch, "")
+        if batch.source is not None:
+            self.record.note(f"{self.where}, source batch", batch.source.indices, "entry")
+            self._note_batch(batch.source, "source ")
+        return batch
+
+    def _note_batch(self, batch: Batch, side: str) -> None:
         given = {"targets": batch.targets, **batch.extra}
         if batch.cameras is not None:
             given["cameras"] = batch.cameras
-        self._note_rows("batch", given, "entry")
-        self._note_rows("images", {f"view {place}": view for place, view in enumerate(batch.images)}, "entry")
-        return batch
+        self._note_rows(f"{side}batch", given, "entry")
+        self._note_rows(f"{side}images", {f"view {place}": view for place, view in enumerate(batch.images)}, "entry")
 
     def _step(self, step: Step, rows: np.ndarray, labels: Labels) -> dict[str, float]:
         values = super()._step(step, rows, labels)
@@ -123,7 +129,7 @@ DRAW = augment.draw
 def remembered(method: Method) -> Iterator[tuple[str, Any]]:
     """Path and value of every tensor, array and number that the method keeps outside its modules."""
     for name, value in vars(method).items():
-        if not name.startswith("_") and name not in ("training", "config", "capacity"):
+        if not name.startswith("_") and name not in ("training", "config", "capacity", "source_identities"):
             yield from _walk(name, value)
 
 

@@ -209,9 +209,9 @@ def resolve(patches: Sequence[Patch], settings: type) -> Config:
     """
     for patch in patches:
         _check_keys(Config, settings, patch)
-    paper = _read(Config, _merge([p.values for p in patches if p.paper]), "", settings)
-    raised = _merge([p.values for p in patches if not p.paper])
-    config = _read(Config, _merge([p.values for p in patches]), "", settings)
+    paper = _read(Config, merge([p.values for p in patches if p.paper]), "", settings)
+    raised = merge([p.values for p in patches if not p.paper])
+    config = _read(Config, merge([p.values for p in patches]), "", settings)
     lengths = config.schedule.epochs, max(1, paper.schedule.epochs)
     config = dataclasses.replace(
         config,
@@ -237,16 +237,17 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {assignment}: '{text}' cannot be read as a YAML value") from error
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        merged = _merge([merged, nested])
+        merged = merge([merged, nested])
     return merged
 
 
-def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Nested settings, later layers above earlier ones."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-            merged[key] = _merge([merged[key], value]) if both else value
+            merged[key] = merge([merged[key], value]) if both else value
     return merged
 
 

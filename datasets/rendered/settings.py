@@ -33,7 +33,7 @@ class Size:
 SIZES = {
     "tiny": Size(64, 32, 3, Counts(14, 36, 84), Counts(12, 34, 100), Counts(10, 28, 56), 8, 6),
     "small": Size(128, 64, 6, Counts(400, 1400, 2600), Counts(60, 300, 900), Counts(90, 300, 900), 100, 40),
-    "medium": Size(128, 64, 6, Counts(400, 1400, 2600), Counts(120, 600, 1800), Counts(400, 1100, 2200), 200, 60),
+    "medium": Size(128, 64, 6, Counts(400, 1400, 2400), Counts(120, 540, 1560), Counts(400, 900, 1800), 150, 40),
     "large": Size(
         256,
         128,

@@ -20,7 +20,9 @@ from reports.readme import (
     with_measured,
 )
 
-TEXT = f"before\n{START.format(name='leaderboard')}\nold\n{END.format(name='leaderboard')}\nafter\n"
+TEXT = (
+    f"before\n{START.format(name='leaderboard', command='make readme')}\nold\n{END.format(name='leaderboard')}\nafter\n"
+)
 
 
 def test_only_what_stands_between_the_markers_is_replaced() -> None:
@@ -55,7 +57,7 @@ def test_a_method_s_readme_shows_its_committed_results(method: str) -> None:
 def test_a_method_s_table_holds_its_own_rows_only(tmp_path: Path) -> None:
     board = pd.DataFrame([board_row("hhcl", 71.26), board_row("jcl", 80.0)])
     board.to_csv(tmp_path / "leaderboard.csv")
-    markers = f"{START.format(name='measured')}\n{END.format(name='measured')}"
+    markers = f"{START.format(name='measured', command='make readme')}\n{END.format(name='measured')}"
     text = with_measured(markers, "hhcl", tmp_path)
     assert "71.3" in text
     assert "80.0" not in text

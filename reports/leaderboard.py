@@ -12,13 +12,13 @@ import datasets
 from core.files import replacing, write_csv, write_json, write_text
 from evaluation import metrics
 from pipeline import cli
-from pipeline.params import Params
+from reports import reference
 from reports.compare import NOTE as COMPARISON_NOTE
 from reports.compare import compare, difference_table, to_baseline
 from reports.published import rows as published_rows
 from reports.record import Result
 from reports.summary import curves, summary
-from reports.table import MAIN, NOT_RUN, leaderboard, read_results, warn_of_unusable
+from reports.table import KEY, MAIN, NOT_RUN, leaderboard, read_results, warn_of_unusable
 from reports.text import NONE, markdown_table, number
 
 SHOWN = {
@@ -72,17 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = cli.parser("leaderboard", __doc__ or "")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
     cli.add_worlds_argument(arguments)
+    arguments.add_argument(
+        "--from", dest="source", type=Path, metavar="REFERENCE", help="a reference's rows in place of the runs here"
+    )
     arguments.add_argument("--out", type=Path, default=Path("results"), help="folder to write")
     options = arguments.parse_args(argv)
-    params = cli.read_params(options)
-    results = read_results(params)
+    results = reference.read(options.source) if options.source else read_results(cli.read_params(options))
     warn_of_unusable(results)
     table = compared_table(results)
     write_csv(options.out / "leaderboard.csv", table)
     text = markdown(table)
     write_text(options.out / "leaderboard.md", text)
     made = [result for result in results if result.record.status != NOT_RUN]
-    draw_curves(params, made, options.out / "curves.png")
+    draw_curves(made, options.out / "curves.png")
     write_csv(options.out / "curves.csv", curves(made))
     write_json(options.out / "summary.json", summary(results))
     print(text)
@@ -156,20 +158,19 @@ def published_table(names: Sequence[str]) -> str:
     return markdown_table(rows) if rows else "None."
 
 
-def draw_curves(params: Params, results: Sequence[Result], file: Path) -> None:
-    """Test mAP and pseudo-label quality per epoch: a row of panels per backbone, a line per run (its first seed)."""
+def draw_curves(results: Sequence[Result], file: Path) -> None:
+    """Test mAP and pseudo-label quality per epoch: a row of panels per backbone, a line per run (its first result)."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    seed = params.seeds[0]
-    folds = {result.record.run.dataset: result.record.fold for result in reversed(results)}
-    shown: dict[str, list[Result]] = {}
+    first: dict[tuple[str, ...], Result] = {}
     for result in results:
-        run = result.record.run
-        if result.record.seed == seed and result.record.fold == folds[run.dataset]:
-            shown.setdefault(run.backbone, []).append(result)
+        first.setdefault(tuple(getattr(result.record.run, name) for name in KEY), result)
+    shown: dict[str, list[Result]] = {}
+    for result in first.values():
+        shown.setdefault(result.record.run.backbone, []).append(result)
     height = max(1, len(shown))  # a picture without lines where nothing was run
     figure, rows = pyplot.subplots(height, 3, figsize=(14, 3.8 * height), squeeze=False, layout="constrained")
     for axes, (backbone, listed) in zip(rows, shown.items(), strict=False):
@@ -186,7 +187,7 @@ def draw_curves(params: Params, results: Sequence[Result], file: Path) -> None:
 
 def draw_run(axes: Sequence[Any], result: Result, colour: Any) -> None:
     """One run's lines; labels that pair no two images (instance discrimination) have no quality to draw."""
-    table = pd.read_csv(result.folder / "curves.csv")
+    table = result.curves
     paired = "audit_pair_recall" in table and (table["audit_pair_recall"] > 0).any()
     for axis, column in zip(axes, PANELS, strict=True):
         line = table.dropna(subset=[column]) if column in table else table[:0]

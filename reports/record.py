@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -22,12 +22,14 @@ class Result:
     """One run: ``record`` is result.json of ``folder``, ``queries`` the last epoch's table, by query index.
 
     ``record.status`` is ``ok``, ``failed`` (training gave no result) or ``quarantined`` (the files contradict
-    themselves), the last two with a ``reason``. ``queries`` is None unless ``ok``.
+    themselves), the last two with a ``reason``. ``queries`` is None unless ``ok``. ``curves`` has a line per epoch. A
+    result of the reference has its folder's name only (``reports.reference``).
     """
 
     record: ResultRecord | NotRunRecord
     queries: pd.DataFrame | None
     folder: Path
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def ok(self) -> bool:
@@ -50,16 +52,28 @@ def read_result(folder: Path) -> Result:
     reason = place_fault(record, folder)
     queries: pd.DataFrame | None = None
     if record.status == "ok":
-        metric = record.protocol.metric
-        queries, unread = read_queries(folder / "queries.csv", side_columns(metric))
-        reason = reason or unread or selection_fault(record.selection, metric)
-        if queries is not None:
-            reason = reason or side_file_fault(record.selection.last, queries, metric)
-        reason = reason or changed(folder, record.files)
+        queries, unread = read_queries(folder / "queries.csv", side_columns(record.protocol.metric))
+        reason = reason or unread or figures_fault(record, queries) or changed(folder, record.files)
+    curves = read_curves(folder / "curves.csv")
     if reason:
         quarantined = {"status": "quarantined", "reason": f"{folder.name}: {reason}"}
-        return Result(record.model_copy(update=quarantined), None, folder)
-    return Result(record, queries, folder)
+        return Result(record.model_copy(update=quarantined), None, folder, curves)
+    return Result(record, queries, folder, curves)
+
+
+def read_curves(file: Path) -> pd.DataFrame:
+    """The curves that evaluation wrote; none where they cannot be read, which the record's hashes tell."""
+    try:
+        return pd.read_csv(file)
+    except (OSError, ValueError):
+        return pd.DataFrame()
+
+
+def figures_fault(record: ResultRecord, queries: pd.DataFrame | None) -> str | None:
+    """What is wrong with a record's figures, in themselves or beside the per-query results, or None."""
+    metric = record.protocol.metric
+    fault = selection_fault(record.selection, metric)
+    return fault if fault or queries is None else side_file_fault(record.selection.last, queries, metric)
 
 
 def place_fault(record: ResultRecord, folder: Path) -> str | None:

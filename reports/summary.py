@@ -27,6 +27,6 @@ def curves(results: Sequence[Result]) -> pd.DataFrame:
     columns = ["run", "epoch", *CURVES]
     tables = [pd.DataFrame(columns=columns)]
     for result in results:
-        scored = pd.read_csv(result.folder / "curves.csv").assign(run=result.folder.name)
+        scored = result.curves.assign(run=result.folder.name)
         tables.append(scored.reindex(columns=columns).dropna(how="all", subset=list(FIGURES)))
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)

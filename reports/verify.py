@@ -1,15 +1,17 @@
-"""Regression gate: stored results against the committed reference and against the published numbers.
+"""Regression gate: results here against the committed reference and against the published numbers.
 
-The reference is `results/reference/runs/*.json`, one file per leaderboard row with its seeds' metrics, and
-`leaderboard.csv` / `.md` beside them; `--update` writes it from the present results. Exit status 1 when anything is
-`below`, 0 otherwise: `above` is shown, for it may be progress or a bug, but does not fail. A published number that its
-authors' own sources do not show (`verified` in published.yaml) never fails either: a run below it is `unverified`.
+Each row's mean over worlds is held against the reference's by a prediction interval (``reports.gate``); the worlds may
+be the reference's or others. `--update` writes the rows that were run here into the reference. Exit status 1 when
+anything is `below`, 0 otherwise: `above` is shown, for it may be progress or a bug, but does not fail. A published
+number that its authors' own sources do not show (`verified` in published.yaml) never fails either: a run below it is
+`unverified`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +20,36 @@ import pandas as pd
 
 import datasets
 import methods
-from core.errors import UserError
 from core.files import write_csv, write_text
-from core.validation import Record, read_json
 from evaluation import metrics
 from pipeline import cli
 from pipeline.jobs import jobs
 from pipeline.params import Params
-from pipeline.records import ResultRecord, write_record
-from reports import leaderboard
+from pipeline.records import DataRecord, ResultRecord
+from reports import gate, leaderboard, reference
 from reports.published import Row
 from reports.published import rows as published_rows
 from reports.record import Result, read_result
-from reports.table import KEY, per_seed, setting, warn_of_unusable
-from reports.text import markdown_table, number
+from reports.table import KEY, setting, warn_of_unusable
+from reports.text import NONE, markdown_table, number, signed
 
-TOLERANCE = 1.0  # points of mAP, at the least: what identical seeds of published code differ by
-STANDARD_ERRORS = 3  # a gate asks about every row at once: at 2 it would fail unchanged code every few times
+TOLERANCE = 1.0  # points of mAP beside a paper's number, at the least: what seeds of published code differ by
+STANDARD_ERRORS = 3  # beside a paper's number, whose own spread is unknown
 PUBLISHED_PROFILE = "published"
+WHOLE = "(all rows)"
 STATES = ("match", "above", "below", "unverified", "not run")
-COLUMNS = ["expected_by", *KEY, "selection", "expected", "tolerance", "measured", "seeds", "state", "note"]
+COLUMNS = [
+    *("expected_by", *KEY, "selection", "worlds", "expected", "measured"),
+    *("difference", "tolerance", "caught", "state", "note"),
+]
+NOTE = (
+    "Points of mAP at the last epoch, mean over worlds (over seeds where a dataset has none). `difference`: measured "
+    "minus expected, less what the worlds here do to the other rows of the table; `(all rows)` is that common part. "
+    f"`match`: within the tolerance, which unchanged code leaves in at most {gate.FALSE_ALARMS:.0%} of whole tables. "
+    f"`caught`: the loss that would be seen with a probability of {gate.POWER:.0%}."
+)
 Key = tuple[str, ...]
+Records = Sequence[ResultRecord]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
     cli.add_worlds_argument(arguments)
     arguments.add_argument("--reference", type=Path, default=Path("results/reference"), help="the committed reference")
-    arguments.add_argument("--update", action="store_true", help="write the reference from the present results")
+    arguments.add_argument("--update", action="store_true", help="write the rows that were run here into the reference")
     options = arguments.parse_args(argv)
     results = present_results(cli.read_params(options))
     warn_of_unusable(results)
@@ -55,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for file in update(results, options.reference):
             print(f"wrote {file}")
         return 0
-    table = verify(results, read_reference(options.reference))
+    table = verify(results, reference.read(options.reference))
     print(markdown(table))
     states = table["state"].value_counts()
     print(", ".join(f"{states.get(state, 0)} {state}" for state in STATES))
@@ -68,130 +79,175 @@ def present_results(params: Params) -> list[Result]:
     return [read_result(folder) for folder in folders if (folder / "result.json").is_file()]
 
 
-class Spread(Record):
-    """A metric over the seeds of a row, in percent."""
-
-    mean: float
-    sd: float | None
-    values: tuple[float, ...]
-
-
-class ReferenceRow(Record):
-    """A file of the reference: a leaderboard row's metrics, and what they were measured on and by."""
-
-    method: str
-    variant: str
-    backbone: str
-    profile: str
-    dataset: str
-    selection: str
-    seeds: tuple[int, ...]
-    metrics: dict[str, Spread]
-    tested_on: str | list[str]
-    config_hash: str
-    code: str
-    commit: str | None
-    device: str
-
-    @property
-    def setting(self) -> tuple[str, str, str]:
-        """What a row shares with the rows that train alike."""
-        return self.dataset, self.profile, self.backbone
-
-
-def read_reference(folder: Path) -> list[ReferenceRow]:
-    """The reference rows; none where there is no reference yet."""
-    return [read_json(ReferenceRow, file) for file in sorted((folder / "runs").glob("*.json"))]
-
-
 def update(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Write the reference; rows that were not run now (other datasets, another machine) keep their files.
-
-    Raises UserError when there is nothing to write or a result is quarantined or failed: a reference is made of
-    results that hold.
-    """
-    bad = [result.record for result in results if not result.ok]
-    if bad or not results:
-        reason = f"{bad[0].run.name}, seed {bad[0].seed}: {bad[0].reason}" if bad else "no run has results"
-        raise UserError(f"the reference was not written: {reason}")
-    written = []
-    for key, group in groups(results).items():
-        written.append(folder / "runs" / f"{'-'.join(key)}.json")
-        write_record(reference_row(key, group), written[-1])
-    table = leaderboard.compared_table(results)
+    """Write the rows of ``results``, and the table of all rows that the reference then has."""
+    written = reference.write(results, folder)
+    table = leaderboard.compared_table(reference.read(folder))
     write_csv(folder / "leaderboard.csv", table)
     write_text(folder / "leaderboard.md", leaderboard.markdown(table))
     return [*written, folder / "leaderboard.csv", folder / "leaderboard.md"]
 
 
-def groups(results: Sequence[Result]) -> dict[Key, list[ResultRecord]]:
+def verify(results: Sequence[Result], expected: Sequence[Result]) -> pd.DataFrame:
+    """One line with COLUMNS per row of the reference, per table of it, and per published number."""
+    present, known = records_by_row(results), records_by_row(expected)
+    lines = against_reference(known, present)
+    lines += [against_paper(method, row, present) for method in methods.available() for row in numbers(method)]
+    return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def records_by_row(results: Iterable[Result]) -> dict[Key, list[ResultRecord]]:
     """Records by leaderboard row."""
-    made: dict[Key, list[ResultRecord]] = {}
-    for result in results:
-        made.setdefault(tuple(getattr(result.record.run, name) for name in KEY), []).append(result.record)
-    return made
+    return {key: [result.record for result in group] for key, group in reference.by_row(results).items()}
 
 
-def reference_row(key: Key, group: Sequence[ResultRecord]) -> ReferenceRow:
-    """A row's metrics over its seeds, in percent, and what they were measured on."""
-    first = group[0]
-    values = {name: found for name in metrics.BY_NAME if (found := per_seed(group, "last", name))}
-    return ReferenceRow(
-        **dict(zip(KEY, key, strict=True)),
-        selection="last",
-        seeds=tuple(dict.fromkeys(record.seed for record in group)),
-        metrics={name: Spread(mean=float(np.mean(v)), sd=sd(v), values=tuple(v)) for name, v in values.items()},
-        tested_on=tested_on(group),
-        config_hash=first.run.config_hash,
-        code=first.code,
-        commit=first.provenance.commit,
-        device=first.provenance.device,
-    )
+def values(records: Records, selection: str, by: str) -> dict[int, float]:
+    """The figure ``by`` in percent of the usable runs: by world, or by seed where a dataset has none; mean over folds.
 
-
-def tested_on(group: Sequence[ResultRecord]) -> str | list[str]:
-    """The fingerprint of the data, or those of the folds."""
-    found = sorted({record.tested_on.fingerprint for record in group})
-    return found[0] if len(found) == 1 else found
-
-
-def sd(values: Sequence[float]) -> float | None:
-    """Standard deviation over seeds; unknown (None) of one."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def tolerance(spread: float, here: int, there: int) -> float:
-    """Points of mAP by which means over ``here`` and ``there`` seeds may differ, one seed scattering by ``spread``."""
-    return max(TOLERANCE, STANDARD_ERRORS * spread * math.sqrt(1 / max(here, 1) + 1 / there))
-
-
-def pooled_spread(rows: Sequence[Sequence[float]]) -> float:
-    """Standard deviation of one seed about its row's mean, over all rows; 0 where no row has two seeds that differ.
-
-    The sd of three seeds lies between a sixth and twice the true one (95 %), so rows that train alike share theirs.
-    Rows without any spread (a warm start, the same weights for every seed) are left out: nothing in them is drawn.
+    Several seeds in one world are one replicate: what a world does to a method is in all of them.
     """
-    drawn = [values for values in rows if len(values) > 1 and not same(values)]
-    freedom = sum(len(values) - 1 for values in drawn)
-    return math.sqrt(sum((len(v) - 1) * float(np.var(v, ddof=1)) for v in drawn) / freedom) if drawn else 0.0
+    found: dict[int, list[float]] = {}
+    for record in records:
+        value = record.selection.figure(selection, by) if record.status == "ok" else None
+        if value is not None:
+            unit = record.seed if record.world is None else record.world
+            found.setdefault(unit, []).append(metrics.BY_NAME[by].scale * value)
+    return {unit: float(np.mean(listed)) for unit, listed in found.items()}
 
 
-def spread_of(values: Sequence[float], alike: Sequence[Sequence[float]]) -> float:
-    """What one more seed of a row scatters by: its own sd or that of the rows ``alike``, whichever is larger."""
-    return 0.0 if len(values) > 1 and same(values) else max(sd(values) or 0.0, pooled_spread(alike))
+@dataclass(frozen=True)
+class Table:
+    """Rows that are judged together: of one setting, by one figure, over the same worlds of the reference.
+
+    expected: a row's values by world; measured: those here, without rows of which nothing comparable was run.
+    """
+
+    by: str
+    expected: dict[Key, dict[int, float]]
+    measured: dict[Key, dict[int, float]]
+
+    @property
+    def judged(self) -> list[Key]:
+        """The rows for which there is an interval: one world tells no spread."""
+        return [key for key, row in self.expected.items() if key in self.measured and len(row) > 1]
+
+    def worlds(self, side: Mapping[Key, Mapping[int, float]]) -> list[int]:
+        """The worlds in which a ``side`` has any of the judged rows."""
+        return sorted({world for key in self.judged for world in side[key]})
+
+    def array(self, side: Mapping[Key, Mapping[int, float]]) -> np.ndarray:
+        """(rows, worlds) of a ``side``; NaN where a run is not there."""
+        worlds = self.worlds(side)
+        return np.array([[side[key].get(world, math.nan) for world in worlds] for key in self.judged])
 
 
-def same(values: Sequence[float]) -> bool:
-    """Whether all seeds gave one number, but for rounding."""
-    return max(values) - min(values) < 1e-9
+def against_reference(known: Mapping[Key, Records], present: Mapping[Key, Records]) -> list[dict[str, Any]]:
+    """A line per row of the reference, and one for each table with rows enough to have a common part."""
+    tables = together(known, present)
+    many = {id(table) for table in tables if len(table.judged) > gate.FEWEST_OTHERS}
+    rows = sum(len(table.judged) for table in tables)
+    lines: dict[Key, dict[str, Any]] = {key: unjudged(key, known[key], present.get(key, [])) for key in known}
+    common = []
+    for table in tables:
+        if not table.judged:
+            continue
+        sides = table.array(table.expected), table.array(table.measured)
+        found = gate.predict(*sides)
+        for row, key in enumerate(table.judged):
+            interval = [float(part[row]) for part in interval_of(found, gate.ROWS / rows)]
+            lines[key] |= judged(lines[key], *interval)
+        if id(table) in many:
+            theirs, ours = table.worlds(table.expected), table.worlds(table.measured)
+            pairs = [(theirs.index(world), ours.index(world)) for world in ours if world in theirs]
+            whole = interval_of(gate.shift(*sides, pairs), gate.TABLES / len(many))
+            common.append(judged(whole_line(table), *map(float, whole)))
+    return [*lines.values(), *common]
 
 
-def verify(results: Sequence[Result], reference: Sequence[ReferenceRow]) -> pd.DataFrame:
-    """One row with COLUMNS per reference row and per published number."""
-    present = groups(results)
-    rows = [against_reference(row, reference, present) for row in reference]
-    rows += [against_paper(method, row, present) for method in methods.available() for row in numbers(method)]
-    return pd.DataFrame(rows, columns=COLUMNS)
+def together(known: Mapping[Key, Records], present: Mapping[Key, Records]) -> list[Table]:
+    """The rows of the reference by setting, figure and worlds, with what was run of them here."""
+    tables: dict[Any, Table] = {}
+    for key, records in known.items():
+        by = judge_of(records)
+        expected, here = values(records, "last", by), present.get(key, [])
+        table = tables.setdefault((records[0].run.setting, by, *sorted(expected)), Table(by, {}, {}))
+        table.expected[key] = expected
+        if (measured := values(here, "last", by)) and not other_data(here, records):
+            table.measured[key] = measured
+    return list(tables.values())
+
+
+def judge_of(records: Records) -> str:
+    """The figure that rows are judged by: the first that their protocol has."""
+    scores = records[0].selection.last
+    return next(judge.name for judge in metrics.JUDGES if scores.figure(judge.name) is not None)
+
+
+def other_data(here: Records, there: Records) -> bool:
+    """Whether results are of another size, renderer or edition than the reference's; another world alone is not."""
+    if there[0].world is None:
+        return {record.tested_on.fingerprint for record in here} != {record.tested_on.fingerprint for record in there}
+    known = {record.world: record.tested_on for record in there}
+    return any(not alike(record.tested_on, known.get(record.world), there[0].tested_on) for record in here)
+
+
+def alike(tested: DataRecord, same_world: DataRecord | None, another: DataRecord) -> bool:
+    """Whether a world is the reference's own of that number or, where it has none, was drawn like ``another``."""
+    if same_world is not None:
+        return tested.fingerprint == same_world.fingerprint
+    drawn = [{name: fact for name, fact in data.info.items() if name != "world"} for data in (tested, another)]
+    return drawn[0] == drawn[1]
+
+
+def interval_of(found: gate.Prediction, false_alarms: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Difference, tolerance and the loss that is caught."""
+    return found.difference, found.tolerance(false_alarms), found.caught(false_alarms)
+
+
+def judged(line: dict[str, Any], difference: float, tolerance: float, caught: float) -> dict[str, Any]:
+    """``line`` with its state; a row whose worlds hold too few others is not judged."""
+    if math.isnan(difference):
+        return {**line, "state": "not run", "note": "no world here holds enough other rows"}
+    state = "match" if abs(difference) <= tolerance else "above" if difference > 0 else "below"
+    return {**line, "difference": difference, "tolerance": tolerance, "caught": caught, "state": state}
+
+
+def unjudged(key: Key, records: Records, here: Records) -> dict[str, Any]:
+    """The line of a row before its interval is known; a run of which no seed gave a result is ``below``."""
+    by = judge_of(records)
+    expected = values(records, "last", by)
+    line = {"expected_by": "reference", **dict(zip(KEY, key, strict=True)), "selection": "last"}
+    line |= {"expected": float(np.mean(list(expected.values())))}
+    if here and other_data(here, records):
+        return {**line, "state": "not run", "note": "the results are of other data than the reference"}
+    notes = ["one world in the reference tells no spread"] * (len(expected) < 2)
+    if any(record.run.config_hash != records[0].run.config_hash for record in here):
+        notes.append("settings differ from the reference's")
+    return {**line, **here_of(here, "last", by, notes)}
+
+
+def whole_line(table: Table) -> dict[str, Any]:
+    """The line of a table's common part."""
+    key = dict(zip(KEY, table.judged[0], strict=True)) | {"method": WHOLE, "variant": ""}
+    worlds = len(table.worlds(table.measured))
+    return {"expected_by": "reference", **key, "selection": "last", "worlds": worlds, "note": ""}
+
+
+def here_of(group: Records, selection: str, by: str, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """What was measured here, and what is to be said of it; runs that all failed or are quarantined are ``below``."""
+    found = values(group, selection, by)
+    usual = metrics.JUDGES[0]
+    told = [*notes, *([f"{metrics.BY_NAME[by].title}: its protocol has no {usual.title}"] if by != usual.name else [])]
+    told += [f"{title(record)} {record.status}" for record in group if record.status != "ok"]
+    state = "not run" if found or not group else "below"
+    measured = float(np.mean(list(found.values()))) if found else None
+    return {"worlds": len(found), "measured": measured, "state": state, "note": "; ".join(told)}
+
+
+def title(record: ResultRecord) -> str:
+    """``world 2, seed 0``."""
+    world = [] if record.world is None else [f"world {record.world}"]
+    return ", ".join([*world, f"seed {record.seed}"])
 
 
 def numbers(method: str) -> list[Row]:
@@ -205,67 +261,43 @@ def figure(dataset: str) -> str:
     return datasets.protocol_of(dataset).headline if known else metrics.JUDGES[0].name
 
 
-def against_reference(
-    row: ReferenceRow, reference: Sequence[ReferenceRow], present: dict[Key, list[ResultRecord]]
-) -> dict[str, Any]:
-    """The last epoch against the reference's; results of other data (another size or world) do not count as run."""
-    key = tuple(getattr(row, name) for name in KEY)
-    by = next(judge.name for judge in metrics.JUDGES if judge.name in row.metrics)
-    expected = row.metrics[by]
-    group = present.get(key, [])
-    alike = [other.metrics[by].values for other in reference if other.setting == row.setting and by in other.metrics]
-    spread, seeds = spread_of(expected.values, alike), len(measured(group, "last", by))
-    state = {"expected_by": "reference", **dict(zip(KEY, key, strict=True)), "selection": "last"}
-    state |= {"expected": expected.mean, "tolerance": tolerance(spread, seeds, len(expected.values))}
-    if group and tested_on(group) != row.tested_on:
-        return {**state, "state": "not run", "note": "the results are of other data than the reference"}
-    changed = any(record.run.config_hash != row.config_hash for record in group)
-    return judge(state, group, by, "settings differ from the reference's" if changed else "")
-
-
-def against_paper(method: str, row: Row, present: dict[Key, list[ResultRecord]]) -> dict[str, Any]:
+def against_paper(method: str, row: Row, present: Mapping[Key, Records]) -> dict[str, Any]:
     """The best epoch on test, the papers' own rule, of a run with the papers' settings.
 
     A paper prints one number of unknown spread, so the spread is that of our seeds. A run below a number that was not
     read in a source of its authors is ``unverified``: the number may be wrong.
     """
     key = (method, row.variant, row.backbone, PUBLISHED_PROFILE, row.dataset)
-    group = present.get(key, [])
-    state = {"expected_by": "paper", **dict(zip(KEY, key, strict=True)), "selection": "best_on_test"}
-    by = figure(row.dataset)
-    values = measured(group, "best_on_test", by)
-    others = [other for other in present.values() if other[0].run.setting == setting(state)]
-    alike = [measured(other, "best_on_test", by) for other in others]
-    state |= {"expected": row.figure(by), "tolerance": tolerance(spread_of(values, alike), len(values), 1)}
-    judged = judge(state, group, by)
-    doubted = judged["state"] == "below" and not row.first_hand
-    return {**judged, "state": "unverified"} if doubted else judged
+    group, by = present.get(key, []), figure(row.dataset)
+    line = {"expected_by": "paper", **dict(zip(KEY, key, strict=True)), "selection": "best_on_test"}
+    line |= {"expected": row.figure(by), **here_of(group, "best_on_test", by)}
+    seeds = list(values(group, "best_on_test", by).values())
+    if seeds:
+        others = [other for other in present.values() if other[0].run.setting == setting(line)]
+        alike = [list(values(other, "best_on_test", by).values()) for other in others]
+        margin = tolerance(spread_of(alike), len(seeds))
+        line = judged(line, line["measured"] - line["expected"], margin, math.nan)
+    doubted = line["state"] == "below" and not row.first_hand
+    return {**line, "state": "unverified"} if doubted else line
 
 
-def measured(group: Sequence[ResultRecord], selection: str, by: str) -> list[float]:
-    """The figure ``by`` in percent of the usable seeds."""
-    return per_seed([record for record in group if record.status == "ok"], selection, by)
+def tolerance(spread: float, seeds: int) -> float:
+    """Points by which a mean over ``seeds`` may differ from one run of a paper, one run scattering by ``spread``."""
+    return max(TOLERANCE, STANDARD_ERRORS * spread * math.sqrt(1 / seeds + 1))
 
 
-def judge(state: dict[str, Any], group: Sequence[ResultRecord], by: str, note: str = "") -> dict[str, Any]:
-    """``state`` completed; a run whose every seed failed or was quarantined is ``below``, not forgotten."""
-    values = measured(group, state["selection"], by)
-    notes = [note] if note else []
-    usual = metrics.JUDGES[0]
-    notes += [f"{metrics.BY_NAME[by].title}: its protocol has no {usual.title}"] if by != usual.name else []
-    notes += [f"seed {record.seed} {record.status}" for record in group if record.status != "ok"]
-    state = {**state, "seeds": len(values), "note": "; ".join(notes)}
-    if not values:
-        return {**state, "state": "below" if group else "not run"}
-    mean = float(np.mean(values))
-    gap = mean - state["expected"]
-    outcome = "match" if abs(gap) <= state["tolerance"] else "above" if gap > 0 else "below"
-    return {**state, "measured": mean, "state": outcome}
+def spread_of(rows: Sequence[Sequence[float]]) -> float:
+    """Standard deviation of one seed about its row's mean, pooled over rows; 0 where no row has seeds that differ."""
+    drawn = [np.asarray(row) for row in rows if len(row) > 1 and np.ptp(row) > 1e-9]  # a warm start is not drawn
+    freedom = sum(len(row) - 1 for row in drawn)
+    return math.sqrt(sum((len(row) - 1) * row.var(ddof=1) for row in drawn) / freedom) if drawn else 0.0
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table as printed."""
-    shown = table.drop(columns="seeds").rename(columns={"expected_by": "expected by"})
-    for column in ("expected", "tolerance", "measured"):
+    """The table as printed, with what its columns mean."""
+    shown = table.rename(columns={"expected_by": "expected by"})
+    shown["difference"] = [signed(value) for value in shown["difference"]]
+    for column in ("expected", "measured", "tolerance", "caught"):
         shown[column] = [number(value) for value in shown[column]]
-    return markdown_table(shown.fillna(""))
+    shown["worlds"] = [number(value, ".0f") for value in shown["worlds"]]
+    return f"{NOTE}\n\n{markdown_table(shown.fillna(NONE))}\n"

@@ -19,7 +19,6 @@ from pipeline.settings import resolve_run
 
 PARAMS = """
 profile: tiny
-datasets: [rendered]
 backbones: {cnn: resnet18_half}
 threads: 1
 launch: python
@@ -28,10 +27,12 @@ rendered: {size: tiny}
 """
 
 
-def write_params(folder: Path, runs: list[str], seeds: list[int]) -> Path:
-    """A params.yaml that lists these runs."""
+def write_params(folder: Path, runs: list[str], seeds: list[int], worlds: Sequence[int] = ()) -> Path:
+    """A params.yaml that lists these runs, in these worlds of `rendered` or in what lies as `rendered`."""
     file = folder / "params.yaml"
-    file.write_text(PARAMS + f"runs: {{cnn: {json.dumps(runs)}}}\nseeds: {json.dumps(seeds)}\n")
+    listed = {"datasets": [f"rendered-{world}" for world in worlds] or ["rendered"], "seeds": seeds}
+    lines = [f"{key}: {json.dumps(value)}" for key, value in listed.items()]
+    file.write_text(PARAMS + f"runs: {{cnn: {json.dumps(runs)}}}\n" + "\n".join(lines) + "\n")
     return file
 
 
@@ -62,6 +63,7 @@ def write_result(
     failure: str | None = None,
     cameras: Sequence[str] = (),
     world: int | None = None,
+    size: str = "tiny",
 ) -> Path:
     """Write results/runs/NAME-rendered[-WORLD]-resnet18_half-SEED below the working directory; return the folder."""
     run = resolve_run(name, "rendered", profile, backbone="resnet18_half")
@@ -76,6 +78,7 @@ def write_result(
     if failure:
         last = dict.fromkeys(last)
         best_on_test = {**last, "chosen_by": "mAP"}
+    data = {"name": "rendered", "fingerprint": fingerprint, "world": world, "info": {"size": size, "world": world}}
     record = {
         "status": "failed" if failure else "ok",
         "reason": failure,
@@ -86,11 +89,11 @@ def write_result(
         "fold": None,
         "world": world,
         "input": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-        "data": {"name": "rendered", "fingerprint": fingerprint},
+        "data": data,
         "evaluated_with": {"commit": None, "device": "none"},
         "needs": {"cameras": list(cameras), "identities": False},
         "protocol": {"name": "rendered", "version": 1, "metric": "cmc_and_map", "headline": "mAP", "folds": 1},
-        "tested_on": {"name": "rendered", "fingerprint": fingerprint},
+        "tested_on": data,
         "initial": {"source": "chosen", "sha256": None},
         "cost": {"images_seen": 96, "seconds_total": 6.0},
         "code": "none",

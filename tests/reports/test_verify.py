@@ -1,144 +1,163 @@
-"""The regression gate: states, tolerance and exit status."""
+"""The regression gate: states, notes and exit status."""
 
 from __future__ import annotations
 
-import json
-import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from core.validation import read
 from pipeline.params import read_params
-from reports import verify
+from reports import reference, verify
 from reports.published import Row
 from tests.reports.synthetic import write_params, write_result
 
 PEOPLE = np.repeat(np.arange(10), 3)
-RUNS = ["cluster_contrast", "hhcl"]
+LEVELS = {"warm_start": 0.40, "supervised": 0.85, "cluster_contrast": 0.60, "hhcl": 0.62, "spcl": 0.55}
+WORLDS = (0, 1, 2, 3)
+EASE = {0: 0.0, 1: 0.05, 2: -0.04, 3: 0.02, 10: 0.08, 11: 0.06}  # what a world does to all rows
+OWN = np.random.default_rng(3).normal(0, 0.01, (5, 20))  # what it does to one
+REFERENCE = Path("results/reference")
 PUBLISHED = {
     **{"dataset": "rendered", "variant": "released", "backbone": "resnet18_half", "source": "a table"},
     **{"mAP": 70.0, "rank1": None, "rank5": None, "rank10": None},
 }
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory whose reference is five rows in four worlds, with the results that it was made of."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in LEVELS:
+            write(name)
+        write_params(folder, list(LEVELS), [0], worlds=WORLDS)
+        assert verify.main(["--update"]) == 0
+    return folder
+
+
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory whose reference is CC at 50 and HHCL at 60 mAP, three seeds without spread."""
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to change."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    for seed in (0, 1, 2):
-        write("cluster_contrast", 0.5, seed)
-        write("hhcl", 0.6, seed)
-    write_params(tmp_path, RUNS, [0, 1, 2])
-    assert verify.main(["--update"]) == 0
     return tmp_path
 
 
-def write(name: str, level: float, seed: int = 0, **more: Any) -> None:
-    write_result(name, seed, np.full(len(PEOPLE), level), PEOPLE, **more)
+def write(name: str, change: float = 0.0, worlds: tuple[int, ...] = WORLDS, **more: Any) -> None:
+    """The row's results in these worlds, better by ``change`` than the reference's."""
+    row = list(LEVELS).index(name)
+    for world in worlds:
+        level = LEVELS[name] + EASE[world] + OWN[row, world] + change
+        write_result(name, 0, np.full(len(PEOPLE), level), PEOPLE, world=world, **more)
 
 
-def states(name: str = "reference") -> dict[str, str]:
-    params = read_params(Path("params.yaml"))
-    table = verify.verify(verify.present_results(params), verify.read_reference(Path("results/reference")))
-    chosen = table[table["expected_by"] == name]
-    return dict(zip(chosen["method"], chosen["state"], strict=False))
+def table() -> pd.DataFrame:
+    return verify.verify(verify.present_results(read_params(Path("params.yaml"))), reference.read(REFERENCE))
+
+
+def states(by: str = "reference") -> dict[str, str]:
+    lines = table().query("expected_by == @by")
+    return dict(zip(lines["method"], lines["state"], strict=True))
+
+
+def line(method: str) -> pd.Series:
+    return table().query("expected_by == 'reference'").set_index("method").loc[method]
+
+
+ALL = dict.fromkeys([*LEVELS, verify.WHOLE], "match")
 
 
 def test_unchanged_results_match_and_exit_zero(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.main([]) == 0
-    assert states() == {"cluster_contrast": "match", "hhcl": "match"}
-    assert "2 match, 0 above, 0 below" in capsys.readouterr().out
+    assert states() == ALL
+    assert "6 match, 0 above, 0 below" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("level", "state", "status"),
-    [(0.609, "match", 0), (0.591, "match", 0), (0.62, "above", 0), (0.58, "below", 1)],
-)
-def test_a_difference_beyond_one_point_is_a_state_and_only_below_fails(
-    here: Path, level: float, state: str, status: int
-) -> None:
-    for seed in (0, 1, 2):
-        write("hhcl", level, seed)
-    assert states()["hhcl"] == state
-    assert verify.main([]) == status
+def test_a_loss_beyond_the_interval_is_below_and_fails_a_gain_is_above_and_does_not(here: Path) -> None:
+    tolerance, caught = line("hhcl")[["tolerance", "caught"]]
+    assert 1 < tolerance < caught < 12
+    write("hhcl", -0.8 * tolerance / 100)
+    assert states() == ALL
+    write("hhcl", -1.2 * tolerance / 100)
+    assert states() == ALL | {"hhcl": "below"}, "the other rows do not look better for it"
+    assert verify.main([]) == 1
+    write("hhcl", 1.2 * tolerance / 100)
+    assert states() == ALL | {"hhcl": "above"}
+    assert verify.main([]) == 0
 
 
-def test_the_tolerance_is_three_standard_errors_of_the_difference_of_two_means() -> None:
-    assert verify.tolerance(0.0, 1, 1) == 1.0
-    assert verify.tolerance(0.1, 3, 3) == 1.0
-    assert verify.tolerance(2.0, 1, 3) == pytest.approx(6 * math.sqrt(4 / 3))
-    assert verify.tolerance(2.0, 3, 3) == pytest.approx(6 * math.sqrt(2 / 3))
+def test_other_worlds_are_compared_by_what_rows_differ_from_each_other(here: Path) -> None:
+    for name in LEVELS:
+        write(name, worlds=(10, 11))
+    write_params(here, list(LEVELS), [0], worlds=(10, 11))
+    assert states() == ALL, "easier worlds do not make a row better"
+    write("spcl", -0.12, worlds=(10, 11))
+    assert states() == ALL | {"spcl": "below"}
 
 
-def test_a_rows_spread_is_its_own_or_that_of_the_rows_that_train_alike() -> None:
-    still, calm, wild = [58.6, 58.6, 58.6], [75.5, 76.0, 76.5], [72.0, 76.0, 80.0]
-    pooled = math.sqrt((0.25 + 16.0) / 2)
-    assert verify.pooled_spread([still, calm, wild, [70.0]]) == pytest.approx(pooled)
-    assert verify.spread_of(calm, [still, calm, wild]) == pytest.approx(pooled)
-    assert verify.spread_of(wild, [still, calm, wild]) == pytest.approx(4.0)
-    assert verify.spread_of([70.0], [calm, wild]) == pytest.approx(pooled)
-    assert verify.spread_of(still, [still, calm, wild]) == 0.0, "a warm start is not trained"
-    assert verify.spread_of([], []) == 0.0
+def test_a_loss_of_all_rows_is_below_as_a_whole(here: Path) -> None:
+    for name in LEVELS:
+        write(name, -0.1)
+    assert states() == ALL | {verify.WHOLE: "below"}
+    assert verify.main([]) == 1
 
 
-def test_three_seeds_that_agree_by_chance_do_not_make_the_gate_narrow(here: Path) -> None:
-    for seed, level in enumerate((0.48, 0.50, 0.52)):
-        write("cluster_contrast", level, seed)
-    for seed, level in enumerate((0.601, 0.599, 0.6)):
-        write("hhcl", level, seed)
-    verify.main(["--update"])
-    for seed in (0, 1, 2):
-        write("hhcl", 0.57, seed)
-    assert states()["hhcl"] == "match", "the baseline's seeds scatter by 2 points"
-    for seed in (0, 1, 2):
-        write("hhcl", 0.56, seed)
+def test_rows_too_few_to_tell_what_a_world_does_are_compared_as_they_are(here: Path) -> None:
+    write_params(here, ["hhcl", "spcl"], [0], worlds=WORLDS)
+    assert states() == dict.fromkeys(LEVELS, "not run") | {"hhcl": "match", "spcl": "match"}
+    write("hhcl", -0.5)
     assert states()["hhcl"] == "below"
 
 
-def test_the_reference_holds_every_seed_with_mean_and_sd(here: Path) -> None:
-    for seed, level in enumerate((0.5, 0.6, 0.7)):
-        write("hhcl", level, seed)
-    verify.main(["--update"])
-    name = "hhcl-released-resnet18_half-tiny-rendered.json"
-    row = json.loads((here / "results/reference/runs" / name).read_text())
-    assert row["seeds"] == [0, 1, 2]
-    assert row["metrics"]["mAP"]["mean"] == pytest.approx(60)
-    assert row["metrics"]["mAP"]["sd"] == pytest.approx(10)
-    assert row["metrics"]["mAP"]["values"] == pytest.approx([50, 60, 70])
-    assert row["selection"] == "last"
-    assert (here / "results/reference/leaderboard.csv").is_file()
-    assert (here / "results/reference/leaderboard.md").is_file()
-
-
 def test_what_was_not_run_does_not_fail(here: Path) -> None:
-    for seed in (0, 1, 2):
-        (here / f"results/runs/hhcl-rendered-resnet18_half-{seed}/result.json").unlink()
-    assert states()["hhcl"] == "not run"
+    for world in WORLDS:
+        (here / f"results/runs/hhcl-rendered-{world}-resnet18_half-0/result.json").unlink()
+    assert states() == ALL | {"hhcl": "not run"}
     assert verify.main([]) == 0
 
 
-def test_results_of_other_data_are_not_held_against_the_reference(here: Path) -> None:
-    for seed in (0, 1, 2):
-        write("hhcl", 0.2, seed, fingerprint="large")
-    assert states()["hhcl"] == "not run"
+@pytest.mark.parametrize("other", [{"fingerprint": "drawn by another renderer"}, {"worlds": (10, 11), "size": "large"}])
+def test_results_of_other_data_are_not_held_against_the_reference(here: Path, other: dict[str, Any]) -> None:
+    write("hhcl", -0.4, **other)
+    write_params(here, list(LEVELS), [0], worlds=other.get("worlds", WORLDS))
+    state, note = line("hhcl")[["state", "note"]]
+    assert (state, note) == ("not run", "the results are of other data than the reference")
     assert verify.main([]) == 0
 
 
-def test_a_run_that_now_fails_is_below(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for seed in (0, 1, 2):
-        write("hhcl", 0.6, seed, failure="loss is not finite")
+def test_a_run_that_now_fails_in_every_world_is_below(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("hhcl", worlds=WORLDS[:1], failure="loss is not finite")
+    assert states() == ALL, "three worlds are left"
+    write("hhcl", failure="loss is not finite")
     assert verify.main([]) == 1
-    assert "seed 0 failed" in capsys.readouterr().out
+    assert "world 0, seed 0 failed" in capsys.readouterr().out
 
 
 def test_a_quarantined_result_is_below_and_printed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for seed in (0, 1, 2):
-        (here / f"results/runs/hhcl-rendered-resnet18_half-{seed}/queries.csv").unlink()
+    for world in WORLDS:
+        (here / f"results/runs/hhcl-rendered-{world}-resnet18_half-0/queries.csv").unlink()
     assert verify.main([]) == 1
-    assert "quarantined: hhcl-rendered-resnet18_half-0: queries.csv cannot be read" in capsys.readouterr().err
+    assert "quarantined: hhcl-rendered-0-resnet18_half-0: queries.csv cannot be read" in capsys.readouterr().err
+
+
+def test_several_seeds_in_a_world_are_one_replicate() -> None:
+    folders = []
+    for world, seed, level in ((0, 0, 0.4), (0, 1, 0.6), (1, 0, 0.8)):
+        folders.append(write_result("hhcl", seed, np.full(len(PEOPLE), level), PEOPLE, world=world))
+    records = [verify.read_result(folder).record for folder in folders]
+    assert verify.values(records, "last", "mAP") == pytest.approx({0: 50, 1: 80})
+
+
+def test_without_a_reference_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, ["hhcl"], [0])
+    assert verify.main([]) == 0
 
 
 def print_in_paper(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
@@ -152,8 +171,8 @@ def test_a_paper_is_compared_by_its_own_selection_rule_with_its_own_settings(
 ) -> None:
     print_in_paper(monkeypatch, "readme")
     assert states("paper") == {"hhcl": "not run"}, "the tiny profile is not the paper's"
-    for seed in (0, 1, 2):
-        write("hhcl", 0.6, seed, best=0.695, profile="published")
+    for world in WORLDS:
+        write_result("hhcl", 0, np.full(30, 0.6), PEOPLE, world=world, best=0.695, profile="published")
     assert states("paper") == {"hhcl": "match"}
     assert states()["hhcl"] == "not run"
 
@@ -163,10 +182,10 @@ def test_one_seed_is_held_to_a_paper_by_the_spread_of_the_rows_of_its_own_settin
     here: Path, monkeypatch: pytest.MonkeyPatch, profile: str, state: str
 ) -> None:
     print_in_paper(monkeypatch, "readme")
+    write_params(here, ["cluster_contrast", "hhcl"], [0, 1, 2])
     for seed, best in enumerate((0.48, 0.50, 0.52)):
-        write("cluster_contrast", 0.4, seed, best=best, profile=profile)
-        (here / f"results/runs/hhcl-rendered-resnet18_half-{seed}/result.json").unlink()
-    write("hhcl", 0.6, 0, best=0.65, profile="published")
+        write_result("cluster_contrast", seed, np.full(30, 0.4), PEOPLE, best=best, profile=profile)
+    write_result("hhcl", 0, np.full(30, 0.6), PEOPLE, best=0.65, profile="published")
     assert states("paper") == {"hhcl": state}
 
 
@@ -175,8 +194,7 @@ def test_a_run_below_a_number_that_was_not_read_at_its_authors_does_not_fail(
     here: Path, monkeypatch: pytest.MonkeyPatch, mark: str
 ) -> None:
     print_in_paper(monkeypatch, mark)
-    for seed in (0, 1, 2):
-        write("hhcl", 0.3, seed, profile="published")
+    write("hhcl", -0.3, profile="published")
     assert states("paper") == {"hhcl": "unverified"}
     assert verify.main([]) == 0
     print_in_paper(monkeypatch, "image")
@@ -186,23 +204,3 @@ def test_a_run_below_a_number_that_was_not_read_at_its_authors_does_not_fail(
 
 def test_published_numbers_of_datasets_that_are_not_there_are_not_run(here: Path) -> None:
     assert set(states("paper").values()) == {"not run"}
-
-
-def test_without_a_reference_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_params(tmp_path, RUNS, [0])
-    assert verify.main([]) == 0
-
-
-def test_a_reference_is_not_made_of_failed_results(here: Path) -> None:
-    before = {file: file.read_bytes() for file in Path("results/reference").rglob("*.*")}
-    write("hhcl", 0.6, 1, failure="loss is not finite")
-    with pytest.raises(ValueError, match="not written: hhcl, seed 1: loss is not finite"):
-        verify.main(["--update"])
-    assert before == {file: file.read_bytes() for file in Path("results/reference").rglob("*.*")}
-
-
-def test_an_update_keeps_references_of_runs_that_were_not_run_now(here: Path) -> None:
-    write_params(here, ["hhcl"], [0])
-    verify.main(["--update"])
-    assert len(verify.read_reference(Path("results/reference"))) == 2

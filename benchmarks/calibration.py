@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--jobs", type=int, default=2, help="runs at once, each with the threads of calibration.yaml"
     )
     arguments.add_argument("--worlds", type=int, nargs="+", help="some of a part's worlds only")
+    arguments.add_argument("--setting", nargs="+", help="some of a part's settings only, by their titles")
     arguments.add_argument("--table", action="store_true", help="table what there is; run nothing")
     options = arguments.parse_args(argv)
     written = read_mapping(SETTINGS)
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.table:
         for name in options.part:
             part = written[name]
-            for title in part["settings"]:
+            for title in options.setting or part["settings"]:
                 failed |= not sweep(written, part, title, options.worlds or part["worlds"], options.jobs)
     text = PAGE.read_text()
     for name in PARTS:

@@ -15,6 +15,7 @@ from pipeline import cli
 from reports import reference
 from reports.compare import NOTE as COMPARISON_NOTE
 from reports.compare import compare, difference_table, to_baseline
+from reports.correlation import beside_papers
 from reports.published import rows as published_rows
 from reports.record import Result
 from reports.summary import curves, summary
@@ -106,6 +107,7 @@ def markdown(table: pd.DataFrame) -> str:
         if len(compared):
             title = f"### Differences to the baseline: {dataset}, profile {profile}"
             sections += [title, "", COMPARISON_NOTE, "", difference_table(named(compared)), ""]
+        sections += [f"### Order here and in the papers: {dataset}, profile {profile}", "", beside_papers(part), ""]
         sections += [f"### Cost: {dataset}, profile {profile}", "", COST_NOTE, "", cost_table(part), ""]
     names = list(dict.fromkeys(table["method"]))
     sections += ["## Published numbers", "", PUBLISHED_NOTE, "", published_table(names), ""]

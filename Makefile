@@ -42,7 +42,7 @@ verify: $(READY)
 replay-record: $(READY)
 	python -m tests.replay --record $(METHOD)
 
-# Writes the generated parts of README.md (table, pictures) and of methods/*/README.md from results/reference.
+# Writes what is generated of results/reference: its table, the parts of README.md and methods/*/README.md, the pictures.
 readme: $(READY)
 	python -m pipeline.readme
 

@@ -80,16 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parse_args(argv)
     results = reference.read(options.source) if options.source else read_results(cli.read_params(options))
     warn_of_unusable(results)
-    table = compared_table(results)
-    write_csv(options.out / "leaderboard.csv", table)
-    text = markdown(table)
-    write_text(options.out / "leaderboard.md", text)
+    text = write_table(results, options.out)
     made = [result for result in results if result.record.status != NOT_RUN]
     draw_curves(made, options.out / "curves.png")
     write_csv(options.out / "curves.csv", curves(made))
     write_json(options.out / "summary.json", summary(results))
     print(text)
     return 0
+
+
+def write_table(results: Sequence[Result], folder: Path) -> str:
+    """Write leaderboard.csv and .md, and return the latter's text."""
+    table = compared_table(results)
+    write_csv(folder / "leaderboard.csv", table)
+    text = markdown(table)
+    write_text(folder / "leaderboard.md", text)
+    return text
 
 
 def compared_table(results: Sequence[Result]) -> pd.DataFrame:

@@ -20,7 +20,6 @@ import pandas as pd
 
 import datasets
 import methods
-from core.files import write_csv, write_text
 from evaluation import metrics
 from pipeline import cli
 from pipeline.jobs import jobs
@@ -82,9 +81,7 @@ def present_results(params: Params) -> list[Result]:
 def update(results: Sequence[Result], folder: Path) -> list[Path]:
     """Write the rows of ``results``, and the table of all rows that the reference then has."""
     written = reference.write(results, folder)
-    table = leaderboard.compared_table(reference.read(folder))
-    write_csv(folder / "leaderboard.csv", table)
-    write_text(folder / "leaderboard.md", leaderboard.markdown(table))
+    leaderboard.write_table(reference.read(folder), folder)
     return [*written, folder / "leaderboard.csv", folder / "leaderboard.md"]
 
 

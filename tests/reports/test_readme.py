@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import methods
 from pipeline.jobs import ROOT
 from pipeline.settings import resolve_run
+from reports import readme, verify
 from reports.readme import (
     END,
     START,
@@ -19,6 +22,8 @@ from reports.readme import (
     with_leaderboard,
     with_measured,
 )
+from reports.record import read_result
+from tests.reports.synthetic import write_result
 
 TEXT = (
     f"before\n{START.format(name='leaderboard', command='make readme')}\nold\n{END.format(name='leaderboard')}\nafter\n"
@@ -37,6 +42,22 @@ def test_only_what_stands_between_the_markers_is_replaced() -> None:
 def test_a_readme_without_its_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="once each"):
         replace_between("no markers here", "leaderboard", "table")
+
+
+def test_a_clone_without_runs_and_data_shows_the_rows_of_its_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    people = np.repeat(np.arange(10), 3)
+    ran = [write_result("hhcl", 0, np.full(30, level), people, world=world) for world, level in enumerate((0.5, 0.75))]
+    verify.update([read_result(folder) for folder in ran], Path("results/reference"))
+    shutil.rmtree("results/runs")
+    Path("results/reference/leaderboard.csv").unlink()
+    Path("README.md").write_text(TEXT)
+    readme.show(Path("results/reference"), Path("README.md"))
+    assert "| 62.5 " in Path("README.md").read_text()
+    assert Path("results/reference/leaderboard.csv").is_file()
+    assert Path("docs/curves.png").stat().st_size > 10_000
 
 
 REFERENCE = ROOT / "results" / "reference"

@@ -12,17 +12,17 @@ from core.files import write_csv, write_text
 from evaluation import metrics
 from pipeline.jobs import Job
 from pipeline.settings import FULL
+from reports.cells import Cell, SharedWeights, cells
 from reports.compare import NOTE as COMPARISON_NOTE
-from reports.compare import Cell, SharedWeights, cells, compare_family
+from reports.compare import NUMBERS, compare_family
 from reports.record import Result, read_result
 from reports.table import MAIN, figures, leaderboard, mean_and_sd, warn_of_unusable
-from reports.text import intervals, markdown_table, number, signed
+from reports.text import counts, intervals, markdown_table, number, signed, text_or_dash
 
 COLUMNS = [
-    *("row", "changes", "dataset", "backbone", "profile", "seeds", f"{MAIN.name}_mean", f"{MAIN.name}_sd"),
+    *("row", "changes", "dataset", "backbone", "profile", "worlds", "seeds", f"{MAIN.name}_mean", f"{MAIN.name}_sd"),
     *(f"{judge.name}_mean" for judge in metrics.JUDGES if judge != MAIN),
-    *("difference", "low", "high", "p_holm", "probability", "verdict", "images_per_second", "status"),
-    "config_hash",
+    *(*NUMBERS, "verdict", "images_per_second", "status", "config_hash"),
 ]
 
 
@@ -85,20 +85,17 @@ def markdown(method: str, table: pd.DataFrame) -> str:
         {
             "row": table["row"],
             "changes": table["changes"],
-            "seeds": table["seeds"],
+            **counts(table),
             **mean_and_sd(table),
             **{judge.title: figures(table, judge) for judge in metrics.JUDGES if judge != MAIN},
             "row - full": [signed(value) for value in table["difference"]],
             "95 % interval": intervals(table),
             "p (Holm)": [number(value, ".4f") for value in table["p_holm"]],
-            "verdict": table["verdict"].fillna(""),
+            "verdict": text_or_dash(table["verdict"]),
             "images/s": [number(value, ".0f") for value in table["images_per_second"]],
             "status": table["status"],
         }
     )
     setting = table.iloc[0] if len(table) else {"dataset": "-", "backbone": "-", "profile": "-"}
     title = f"# Ablation of {method}: {setting['dataset']}, {setting['backbone']}, profile {setting['profile']}"
-    single = len(table) and int(table["seeds"].max()) == 1
-    note = "One seed: differences are between trained models, not between methods." if single else ""
-    body = markdown_table(shown)
-    return "\n\n".join(part for part in (title, note, COMPARISON_NOTE, body) if part) + "\n"
+    return "\n\n".join((title, COMPARISON_NOTE, markdown_table(shown))) + "\n"

@@ -1,13 +1,12 @@
-"""Differences between runs with their uncertainty: each run against its baseline, and any two against each other.
+"""Differences between runs with their uncertainty: each run against its baselines, and any two against each other.
 
-Runs are compared on the same queries of the same dataset, within one backbone and profile, from the per-query AP of
-the last epoch (the only epoch that per-query results are kept of). Seeds are an axis: they are resampled, not chosen.
+Runs are compared on the same data, within one backbone and profile, from the last epoch (the only one that per-query
+results are kept of). What a replicate is and which model speaks of a difference: reports/cells.py, docs/statistics.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,56 +14,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from core.errors import UserError
 from core.files import write_csv, write_text
-from core.rng import Streams
 from pipeline import cli
-from pipeline.records import RunRecord
 from pipeline.settings import split_name
+from reports.cells import SETTING, Cell, NotComparableError, SharedWeights, by_setting, estimate, shared_replicates
 from reports.published import read_published
 from reports.record import Result
-from reports.statistics import DRAWS, holm, identity_weights, paired_bootstrap, sign_flip_p
-from reports.table import CEILING, FLOOR, KEY, place, read_results, warn_of_unusable
-from reports.text import intervals, markdown_table, number, signed
+from reports.statistics import ALPHA, POWER, holm, rank_intervals
+from reports.table import CEILING, FLOOR, KEY, read_results, warn_of_unusable
+from reports.text import counts, intervals, markdown_table, number, signed, text_or_dash
 
 NO_CAMERA = "no_cam"  # variant of a baseline that trains without cameras
-BASELINE = "cluster_contrast"  # of a method whose published.yaml names no other
-ALPHA = 0.05
-SETTING = ["dataset", "backbone", "profile"]
-COLUMNS = [
-    *("a", "b", *SETTING, "seeds", "difference", "low", "high", "p", "p_holm", "probability", "verdict"),
-    *("family", "selection", "seeds_resampled", "queries", "identities"),
-]
-TO_BASELINE = ["baseline", "difference", "low", "high", "p_holm", "probability", "verdict"]
+BASELINE = "cluster_contrast"  # of a method whose published.yaml names no other, or none that was run
+FEWEST_SEEDS = 3  # for a verdict: intervals from two cover down to 91 times in 100
+NUMBERS = ["difference", "low", "high", "p", "p_holm", "probability", "difference_sd", "resolvable"]
+COLUMNS = ["a", "b", *SETTING, "worlds", "seeds", *NUMBERS, "verdict", "family", "selection"]
+TO_BASELINE = ["baseline", *NUMBERS, "verdict"]
+RANKS = ["rank_low", "rank_high"]
 NOTE = (
-    "Difference: mAP of A minus mAP of B in points, last epoch, with its 95 % interval from a bootstrap over seeds and "
-    "query identities. p: sign flips over query identities of the seed-averaged AP differences, Holm-corrected within "
-    "its table. P(A > B): share of bootstrap draws in which A wins. A verdict needs an interval that leaves out zero, "
-    f"a corrected p of at most {ALPHA}, and at least two seeds of both: one seed says how two trained models differ, "
-    "not how two methods do."
+    "A - B: mAP of A minus mAP of B in points, last epoch. "
+    "Drawn people: A and B are compared within each world; interval, p and P(A > B) are of one t model over worlds. "
+    "Other datasets: they are of one model of replicates (a warm start and its seed) and of the people asked for. "
+    "The interval is of its row alone. p (Holm) is corrected for all methods of its table. "
+    f"The verdict is by the corrected p alone: at most {ALPHA}. "
+    "The warm start and the supervised bound are no methods and get no verdict. "
+    "P(A > B): that A wins in a new world, or in a new replicate on new people. "
+    "sd: of A - B between worlds, or replicates. "
+    f"Resolvable: the true difference that {100 * POWER:.0f} of 100 such tables find at an uncorrected p of {ALPHA}. "
+    "One world or one seed tells trained models apart, not methods: no verdict. "
+    "Formulas: `docs/statistics.md`."
 )
-
-
-class NotComparableError(ValueError):
-    """Two runs whose per-query results are not of the same queries."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row of the leaderboard: the usable results of its seeds."""
-
-    run: RunRecord
-    results: list[Result]
-
-    @property
-    def name(self) -> str:
-        """As in params.yaml: METHOD or METHOD-VARIANT."""
-        return str(self.run.name)
-
-    @property
-    def setting(self) -> tuple[str, ...]:
-        """What two comparable runs share."""
-        return tuple(getattr(self.run, key) for key in SETTING)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,56 +67,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def compare(results: Sequence[Result], every_pair: bool = True) -> pd.DataFrame:
+def compare(results: Sequence[Result]) -> pd.DataFrame:
     """One row with COLUMNS per pair; differences in points of mAP.
 
-    Family ``baseline`` holds each run against its baseline, family ``pairs`` the other pairs (``every_pair``), and
-    Holm's correction is over one family of one dataset, backbone and profile: looking at all pairs does not weaken
-    the comparisons that were planned.
+    Family ``baseline`` holds each run against its baselines, the first of them first; family ``pairs`` every two
+    methods, of which ranks are made. Holm's correction is over one family of one dataset, backbone and profile:
+    looking at all pairs does not weaken the comparisons that were planned. Floor and ceiling are outside both.
     """
     rows: list[dict[str, Any]] = []
-    settings: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in cells(results):
-        settings.setdefault(cell.setting, []).append(cell)
-    for together in settings.values():
-        planned = [(cell, base) for cell in together if (base := find_baseline(cell, together))]
-        known = {frozenset((a.name, b.name)) for a, b in planned}
-        others = [(b, a) for a, b in combinations(together, 2) if {a.name, b.name} not in known]
+    for together in by_setting(results):
+        planned = [(cell, base) for cell in together for base in baselines(cell, together)]
+        methods = [cell for cell in together if cell.run.method not in (FLOOR, CEILING)]
         weights = SharedWeights(together[0].run.dataset)
         rows += compare_family("baseline", planned, weights)
-        rows += compare_family("pairs", others if every_pair else [], weights)
-    return pd.DataFrame(rows, columns=COLUMNS)
+        rows += compare_family("pairs", [(b, a) for a, b in combinations(methods, 2)], weights)
+    return with_counts(pd.DataFrame(rows, columns=COLUMNS))
 
 
-def cells(results: Sequence[Result]) -> list[Cell]:
-    """Usable results by leaderboard row, in its order; a row without any is left out.
-
-    Raises UserError when a row holds a seed twice, which would count as evidence twice.
-    """
-    groups: dict[tuple[str, ...], list[Result]] = {}
-    for result in results:
-        if result.ok:
-            groups.setdefault(tuple(getattr(result.record.run, key) for key in KEY), []).append(result)
-    made = [Cell(group[0].record.run, group) for group in groups.values()]
-    for cell in made:
-        seeds = [(result.record.world, result.record.seed, result.record.fold) for result in cell.results]
-        if len(set(seeds)) < len(seeds):
-            names = sorted({result.record.run.name for result in cell.results})
-            raise UserError(f"the same seed of the same run is listed twice in params.yaml: {names}, seeds {seeds}")
-    return sorted(made, key=lambda cell: place(cell.run))
+def with_counts(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with whole numbers of worlds; empty where a dataset has none."""
+    return table.astype({"worlds": "Int64"})
 
 
-def find_baseline(cell: Cell, others: Sequence[Cell]) -> Cell | None:
-    """What ``cell`` is measured against: what its published.yaml names, or the usual baseline where that was not run.
+def baselines(cell: Cell, others: Sequence[Cell]) -> list[Cell]:
+    """What ``cell`` is measured against: what its published.yaml lists, or the usual baseline where none was run.
 
-    None for the baseline itself, and where neither was run. A method that uses no cameras in training, neither in
-    sampler nor in loss nor in clustering, is measured against the baseline without them, where that was run. Cameras at
-    the test alone change no training, so they do not count.
+    None for the baseline itself. A method that uses no cameras in training, neither in sampler nor in loss nor in
+    clustering, is measured against the baseline without them, where that was run. Cameras at the test alone change no
+    training, so they do not count.
     """
     published = read_published(cell.run.method)
-    named = [published.baseline] if published and published.baseline else []
-    found = (run_of(name, cell, others) for name in [*named, BASELINE])
-    return next((other for other in found if other), None)
+    listed = published.baseline if published else ()
+    found = [run_of(name, cell, others) for name in listed]
+    if not any(found):
+        found = [run_of(BASELINE, cell, others)]
+    return list({other.name: other for other in found if other}.values())
 
 
 def run_of(baseline: str, cell: Cell, others: Sequence[Cell]) -> Cell | None:
@@ -150,100 +114,96 @@ def run_of(baseline: str, cell: Cell, others: Sequence[Cell]) -> Cell | None:
     return next((known[method, name] for name in wanted if (method, name) in known), None)
 
 
-class SharedWeights:
-    """Draws of query identities, made once for all pairs on the same people."""
-
-    def __init__(self, dataset: str, draws: int = DRAWS) -> None:
-        self.dataset, self.draws = dataset, draws
-        self.made: dict[int, np.ndarray] = {}
-
-    def of(self, identities: int) -> np.ndarray:
-        """(draws, identities); a function of dataset and count, whichever runs are compared."""
-        if identities not in self.made:
-            stream = Streams(0).numpy(f"bootstrap identities/{self.dataset}")
-            self.made[identities] = identity_weights(identities, stream, self.draws)
-        return self.made[identities]
-
-
 def compare_family(family: str, pairs: Sequence[tuple[Cell, Cell]], weights: SharedWeights) -> list[dict[str, Any]]:
-    """Rows of the pairs, their p values corrected together."""
+    """Rows of the pairs, the p values of methods corrected together."""
     rows = [compare_pair(a, b, weights) for a, b in pairs]
-    compared = [row for row in rows if "p" in row]
-    for row, corrected in zip(compared, holm([row["p"] for row in compared]), strict=True):
+    tested = [
+        row
+        for row, (a, b) in zip(rows, pairs, strict=True)
+        if not {a.run.method, b.run.method} & {FLOOR, CEILING} and not np.isnan(row.get("p", np.nan))
+    ]
+    for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = float(corrected)
-        row["verdict"] = verdict(row)
-    return [{**row, "family": family, "selection": "last"} for row in rows]
+    told = [row["verdict"] if "verdict" in row else verdict(row) for row in rows]
+    return [
+        {**row, "verdict": text, "family": family, "selection": "last"} for row, text in zip(rows, told, strict=True)
+    ]
 
 
 def compare_pair(a: Cell, b: Cell, weights: SharedWeights) -> dict[str, Any]:
     """One row but for the correction; a pair that cannot be compared has a verdict that says why and no numbers."""
     row: dict[str, Any] = {"a": a.name, "b": b.name, **dict(zip(SETTING, a.setting, strict=True))}
-    row["seeds"] = min(len({result.record.seed for result in cell.results}) for cell in (a, b))
     try:
-        ap_a, ap_b, people = paired_ap(a, b)
+        shared = shared_replicates(a, b)
+        found = estimate(a, b, shared, weights)
     except NotComparableError as error:
-        return {**row, "verdict": f"not comparable: {error}"}
-    identities = len(np.unique(people))
-    stream = Streams(0).numpy(f"compare/{'/'.join(a.setting)}/{a.name}/{b.name}")
-    interval = paired_bootstrap(ap_a, ap_b, people, stream, weights.of(identities))
+        return {**row, "seeds": 0, "verdict": f"not comparable: {error}"}
+    seeds = [{result.record.seed for key in shared for result in cell.replicates[key]} for cell in (a, b)]
     return {
         **row,
-        "difference": 100 * interval.difference,
-        "low": 100 * interval.low,
-        "high": 100 * interval.high,
-        "p": sign_flip_p(ap_a, ap_b, people, stream),
-        "probability": interval.probability,
-        "seeds_resampled": interval.seeds_resampled,
-        "queries": len(people),
-        "identities": identities,
+        "worlds": len(shared) if a.in_worlds else None,
+        "seeds": min(map(len, seeds)),
+        **{name: 100 * getattr(found, name) for name in ("difference", "low", "high", "resolvable")},
+        "difference_sd": 100 * found.sd,
+        "p": found.p,
+        "probability": found.probability,
     }
 
 
-def paired_ap(a: Cell, b: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """AP (Sa, Q) and (Sb, Q) of the same queries, and their person ids (Q,).
-
-    Raises NotComparableError unless all results were tested on the same data and share their valid queries.
-    """
-    results = [*a.results, *b.results]
-    tables = [result.queries for result in results if result.queries is not None]
-    assert len(tables) == len(results), "a cell holds usable results only"
-    first, expected = results[0].record.tested_on.fingerprint, tables[0]
-    if any("ap" not in table for table in tables):
-        raise NotComparableError("their protocol gives a query no AP")
-    for result, table in zip(results, tables, strict=True):
-        record = result.record
-        title = f"{record.run.name} seed {record.seed}"
-        if record.tested_on.fingerprint != first:
-            raise NotComparableError(f"{title} was tested on other data than {a.name}; evaluate both again")
-        same = [np.array_equal(table[name], expected[name]) for name in ("query", "person_id")]
-        if not all(same):
-            raise NotComparableError(f"{title} has other valid queries than {a.name}")
-    ap = np.stack([table["ap"].to_numpy(float) for table in tables])
-    return ap[: len(a.results)], ap[len(a.results) :], expected["person_id"].to_numpy()
-
-
-def verdict(row: dict[str, Any]) -> str:
-    """``better`` or ``worse`` where interval, corrected p and seeds agree, else at how many seeds it is open."""
-    if row["seeds_resampled"] and row["p_holm"] <= ALPHA:
-        if row["low"] > 0:
-            return "better"
-        if row["high"] < 0:
-            return "worse"
-    return f"not resolved at {row['seeds']} seed{'' if row['seeds'] == 1 else 's'}"
+def verdict(row: dict[str, Any]) -> str | None:
+    """``better`` or ``worse`` by the corrected p alone, or why there is neither; None outside the family."""
+    worlds, seeds = row["worlds"], row["seeds"]
+    if worlds == 1:
+        return "one world"
+    if worlds is None and seeds < FEWEST_SEEDS:
+        return "one seed: of the trained models only" if seeds == 1 else f"{seeds} seeds are too few"
+    if "p_holm" not in row:
+        return None
+    if row["p_holm"] <= ALPHA:
+        return "better" if row["difference"] > 0 else "worse"
+    return f"not resolved at {f'{seeds} seeds' if worlds is None else f'{worlds} worlds'}"
 
 
 def to_baseline(table: pd.DataFrame, comparison: pd.DataFrame) -> pd.DataFrame:
-    """The leaderboard with TO_BASELINE appended; empty in rows that have no baseline."""
-    planned = comparison[comparison["family"] == "baseline"].rename(columns={"b": "baseline"})
-    keys = [split_name(name) for name in planned["a"]]
-    planned = planned.assign(method=[method for method, _ in keys], variant=[variant for _, variant in keys])
-    return table.merge(planned[[*KEY, *TO_BASELINE]], how="left", on=KEY)
+    """The leaderboard with TO_BASELINE (the first that was run) and RANKS appended; empty in rows that have none."""
+    planned = with_key(comparison[comparison["family"] == "baseline"], "a").rename(columns={"b": "baseline"})
+    table = table.merge(planned.drop_duplicates(KEY)[[*KEY, *TO_BASELINE]], how="left", on=KEY)
+    return table.merge(ranks(comparison), how="left", on=KEY).astype(dict.fromkeys(RANKS, "Int64"))
+
+
+def with_key(table: pd.DataFrame, named: str) -> pd.DataFrame:
+    """Rows of a comparison with method and variant of the run that the column names."""
+    names = [split_name(name) for name in table[named]]
+    return table.assign(method=[method for method, _ in names], variant=[variant for _, variant in names])
+
+
+def ranks(comparison: pd.DataFrame) -> pd.DataFrame:
+    """KEY and RANKS of every method: the best and the worst rank that no resolved pair of its backbone excludes.
+
+    None where no pair could be tested: one world, one seed, or one method.
+    """
+    pairs = comparison[comparison["family"] == "pairs"]
+    rows = []
+    for setting, part in pairs.groupby(SETTING, sort=False):
+        if part["p_holm"].isna().all():
+            continue
+        names = list(dict.fromkeys([*part["a"], *part["b"]]))
+        better = np.zeros((len(names), len(names)), dtype=bool)
+        for pair in part.itertuples():
+            a, b = names.index(pair.a), names.index(pair.b)
+            better[a, b], better[b, a] = pair.verdict == "better", pair.verdict == "worse"
+        found = rank_intervals(better).tolist()
+        where = dict(zip(SETTING, setting, strict=True))
+        rows += [
+            {"a": name, **where, **dict(zip(RANKS, rank, strict=True))} for name, rank in zip(names, found, strict=True)
+        ]
+    return with_key(pd.DataFrame(rows, columns=["a", *SETTING, *RANKS]), "a")[[*KEY, *RANKS]]
 
 
 def markdown(table: pd.DataFrame) -> str:
     """Both families of every dataset, backbone and profile."""
     sections = ["# Comparison", "", NOTE, ""]
-    titles = {"baseline": "against the baseline", "pairs": "the other pairs"}
+    titles = {"baseline": "against the baseline", "pairs": "every two methods"}
     for (dataset, backbone, profile, family), part in table.groupby([*SETTING, "family"], sort=False):
         title = f"## {dataset}, {backbone}, profile {profile}: {titles[family]}"
         sections += [title, "", difference_table(part), ""]
@@ -258,12 +218,15 @@ def difference_table(part: pd.DataFrame) -> str:
         {
             "A": part["a"],
             "B": part["b"],
-            "seeds": part["seeds"],
+            **counts(part),
             "A - B": [signed(value) for value in part["difference"]],
             "95 % interval": intervals(part),
+            "p": [number(value, ".4f") for value in part["p"]],
             "p (Holm)": [number(value, ".4f") for value in part["p_holm"]],
             "P(A > B)": [number(value, ".3f") for value in part["probability"]],
-            "verdict": part["verdict"],
+            "sd": [number(value) for value in part["difference_sd"]],
+            "resolvable": [number(value) for value in part["resolvable"]],
+            "verdict": text_or_dash(part["verdict"]),
         }
     )
     return markdown_table(shown)

@@ -21,25 +21,25 @@ from core.provenance import provenance
 from evaluation import metrics
 from pipeline import cli
 from pipeline.jobs import ROOT
-from reports.compare import ALPHA
+from reports.compare import RANKS, TO_BASELINE
+from reports.statistics import ALPHA
 from reports.table import CEILING, FLOOR, KEY, MAIN
-from reports.text import markdown_table, number
+from reports.text import counts, markdown_table, number
 
 GROUP = ["dataset", "profile", "backbone"]
 NUMBERS = {f"{metric.name}_mean": metric for metric in metrics.BOARD}
 MEAN, SD = f"{MAIN.name}_mean", f"{MAIN.name}_sd"
 DATA_COLUMNS = [
-    *(*KEY, "selection", "seeds", MEAN, SD, *list(NUMBERS)[1:]),
+    *(*KEY, "selection", "worlds", "seeds", MEAN, SD, *RANKS, *list(NUMBERS)[1:]),
     *(f"published_{judge.name}" for judge in metrics.JUDGES),
     *("camera_use", "fidelity", "initial_weights", "status"),
-    *("baseline", "difference", "low", "high", "p_holm", "probability", "verdict"),
+    *TO_BASELINE,
 ]
 BEST = {f"{judge.name}_mean": f"{judge.name}_best_on_test_mean" for judge in metrics.JUDGES}
 LAST_ONLY = [
     *(SD, *(name for name in NUMBERS if name not in BEST)),
-    *("baseline", "difference", "low", "high", "p_holm", "probability", "verdict"),
+    *(*RANKS, *TO_BASELINE),
 ]
-RESOLVED, UNRESOLVED = "*", "o"
 ESCAPES = {
     "\\": r"\textbackslash{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -108,11 +108,9 @@ def groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(f"{dataset}, profile {profile}, {backbone}", part) for (dataset, profile, backbone), part in parts]
 
 
-def mark(row: pd.Series) -> str:
-    """RESOLVED for a verdict, UNRESOLVED for a small p alone (see MARKS), else nothing."""
-    if row["verdict"] in ("better", "worse"):
-        return RESOLVED
-    return UNRESOLVED if row["p_holm"] <= ALPHA else ""
+def resolved(row: pd.Series) -> bool:
+    """Whether the row is told from its baseline, which is marked."""
+    return row["verdict"] in ("better", "worse")
 
 
 def printed(part: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -145,18 +143,15 @@ def sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def marks_text(part: pd.DataFrame, resolved: str, unresolved: str) -> str:
-    """What the caption says about marks; nothing where there is no comparison."""
+def mark_text(part: pd.DataFrame, mark: str) -> str:
+    """What the caption says about the mark; nothing where there is no comparison."""
     if part["baseline"].isna().all():
         return ""
-    return (
-        f" {resolved}: differs from its baseline (Holm-corrected p at most {ALPHA}, 95 % interval over seeds and "
-        f"identities without 0). {unresolved}: small p for the trained models at hand, not resolved over seeds."
-    )
+    return f" {mark}: differs from its baseline (Holm-corrected p at most {ALPHA})."
 
 
 def markdown(table: pd.DataFrame, source: str) -> str:
-    """One table per group; best in bold, marks behind the mAP."""
+    """One table per group; best in bold, the mark behind the mAP."""
     sections = [f"<!-- {source} -->", ""]
     for title, part in groups(table):
         text, best = printed(part)
@@ -166,22 +161,23 @@ def markdown(table: pd.DataFrame, source: str) -> str:
                 metric.short: f"**{text.at[index, name]}**" if best.at[index, name] else text.at[index, name]
                 for name, metric in NUMBERS.items()
             }
-            cells[MAIN.short] += {RESOLVED: r"\*", UNRESOLVED: "°", "": ""}[mark(row)]
+            cells[MAIN.short] += r"\*" if resolved(row) else ""
             cells["sd"] = number(row[SD], MAIN.form)
             names = {name: str(row[name]) for name in ("method", "variant")}
-            rows.append({**names, "seeds": row["seeds"], **cells, "status": str(row["status"])})
+            made_of = {title: texts[len(rows)] for title, texts in counts(part).items()}
+            rows.append({**names, **made_of, **cells, "status": str(row["status"])})
         body = markdown_table(rows)
-        note = selection_text(part) + marks_text(part, r"\*", "°")
+        note = selection_text(part) + mark_text(part, r"\*")
         sections += [f"## {title}", "", note, "", body, ""]
     return "\n".join(sections)
 
 
 def latex(table: pd.DataFrame, source: str) -> str:
-    """One `table` per group for the booktabs package; best in bold, marks and sd at the mAP."""
+    """One `table` per group for the booktabs package; best in bold, mark and sd at the mAP."""
     lines = [f"% {source}", r"% needs \usepackage{booktabs}"]
     for title, part in groups(table):
         note = escape(selection_text(part))
-        note += marks_text(part, "$^{*}$", r"$^{\circ}$").replace("%", r"\%")
+        note += mark_text(part, "$^{*}$")
         lines += [
             "",
             r"\begin{table}",
@@ -202,7 +198,6 @@ def latex(table: pd.DataFrame, source: str) -> str:
 def latex_rows(part: pd.DataFrame) -> list[str]:
     """Body of one tabular; a row without numbers says why in the place of its mAP."""
     text, best = printed(part)
-    marks = {RESOLVED: "$^{*}$", UNRESOLVED: r"$^{\circ}$", "": ""}
     lines = []
     for index, row in part.iterrows():
         cells = ["--" if value == "-" else value for value in text.loc[index]]
@@ -213,7 +208,7 @@ def latex_rows(part: pd.DataFrame) -> list[str]:
         if not pd.isna(row[SD]):
             cells[0] += f" {{\\scriptsize $\\pm$ {number(row[SD], MAIN.form)}}}"
         numbers = not row[list(NUMBERS)].isna().all()
-        cells[0] = cells[0] + marks[mark(row)] if numbers else escape(row["status"].split()[0])
+        cells[0] = cells[0] + "$^{*}$" * resolved(row) if numbers else escape(row["status"].split()[0])
         lines.append(" & ".join([escape(row["method"]), escape(row["variant"]), *cells]) + r" \\")
     return lines
 

@@ -14,21 +14,24 @@ from evaluation import metrics
 from pipeline import cli
 from reports import reference
 from reports.compare import NOTE as COMPARISON_NOTE
-from reports.compare import compare, difference_table, to_baseline
+from reports.compare import RANKS, compare, difference_table, to_baseline
 from reports.correlation import beside_papers
 from reports.published import rows as published_rows
 from reports.record import Result
 from reports.summary import curves, summary
 from reports.table import KEY, MAIN, NOT_RUN, leaderboard, read_results, warn_of_unusable
-from reports.text import NONE, markdown_table, number
+from reports.text import NONE, counts, markdown_table, number
+from reports.worlds import world_table
 
 SHOWN = {
     "method": "method",
     "variant": "variant",
     "backbone": "backbone",
+    "worlds": "worlds",
     "seeds": "seeds",
     f"{MAIN.name}_mean": MAIN.title,
     f"{MAIN.name}_sd": "sd",
+    "rank": "rank",
     "gain_over_warm_start": "gain",
     **{f"{metric.name}_mean": metric.title for metric in metrics.BOARD[1:] if metric.shown},
     f"{MAIN.name}_best_on_test_mean": f"{MAIN.title} best-on-test",
@@ -51,15 +54,18 @@ COST = {
     "peak_memory_gib": "peak GiB",
 }
 COST_NOTE = (
-    "Mean over seeds of the whole run. images/s: images seen in training per second of the run, labelling included. "
+    "Mean over runs of the whole run. images/s: images seen in training per second of the run, labelling included. "
     "`label`: all between extraction and the memories (Jaccard distance, DBSCAN, what the method adds). Peak memory is "
     "the device's on CUDA and the process's on the CPU. Timings of runs that shared a machine are upper bounds."
 )
 NOTE = (
-    f"{', '.join(metric.title for metric in metrics.BOARD if metric.shown)}: in percent, last epoch; `sd`: of "
-    f"{MAIN.title} over seeds. `gain`: {MAIN.title} above the backbone's warm start. "
-    "`best-on-test` picks the epoch on the test split, as papers do, and is no headline. `cameras`: where the method "
-    "uses camera labels."
+    f"{', '.join(metric.title for metric in metrics.BOARD if metric.shown)}: in percent, last epoch. "
+    "`worlds`: each has drawn people, a warm start and a training of its own. "
+    f"`sd`: of {MAIN.title} between worlds, or between seeds where a dataset has no worlds. "
+    "`rank`: the ranks among the backbone's methods that no resolved pair excludes; overlapping ranks may be ties. "
+    f"`gain`: {MAIN.title} above the backbone's warm start. "
+    "`best-on-test` picks the epoch on the test split, as papers do, and is no headline. "
+    "`cameras`: where the method uses camera labels."
 )
 PANELS = {MAIN.name: f"test {MAIN.title}", "audit_ari": "pseudo-label ARI", "clusters": "clusters"}
 PUBLISHED_NOTE = (
@@ -69,7 +75,7 @@ PUBLISHED_NOTE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write leaderboard.csv and .md, curves.png and .csv and summary.json, and print the table."""
+    """Write leaderboard.csv and .md, worlds.csv, curves.png and .csv and summary.json, and print the table."""
     arguments = cli.parser("leaderboard", __doc__ or "")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
     cli.add_worlds_argument(arguments)
@@ -90,17 +96,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_table(results: Sequence[Result], folder: Path) -> str:
-    """Write leaderboard.csv and .md, and return the latter's text."""
+    """Write leaderboard.csv and .md and worlds.csv, and return the text of the second."""
     table = compared_table(results)
     write_csv(folder / "leaderboard.csv", table)
+    write_csv(folder / "worlds.csv", world_table(results))
     text = markdown(table)
     write_text(folder / "leaderboard.md", text)
     return text
 
 
 def compared_table(results: Sequence[Result]) -> pd.DataFrame:
-    """The leaderboard with every row's difference to its baseline in the last columns."""
-    return to_baseline(leaderboard([result.record for result in results]), compare(results, every_pair=False))
+    """The leaderboard with every row's difference to its baseline and its ranks in the last columns."""
+    return to_baseline(leaderboard([result.record for result in results]), compare(results))
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -122,7 +129,9 @@ def markdown(table: pd.DataFrame) -> str:
 
 def main_table(part: pd.DataFrame) -> str:
     """Markdown of the columns worth reading at a glance."""
-    shown = part[list(SHOWN)].rename(columns=SHOWN)
+    shown = (
+        part.assign(**counts(part), rank=rank_texts(part)).reindex(columns=shown_columns(part)).rename(columns=SHOWN)
+    )
     formats = {metric.title: metric.form for metric in metrics.BOARD if metric.shown}
     formats |= {"sd": MAIN.form, "gain": f"+{MAIN.form}", f"{MAIN.title} best-on-test": MAIN.form}
     for column, form in formats.items():
@@ -130,6 +139,17 @@ def main_table(part: pd.DataFrame) -> str:
     shown[["cameras", "initial weights"]] = shown[["cameras", "initial weights"]].fillna(NONE)
     shown["fidelity"] = [value if isinstance(value, str) else "reference" for value in shown["fidelity"]]
     return markdown_table(shown)
+
+
+def shown_columns(part: pd.DataFrame) -> list[str]:
+    """SHOWN, without worlds where the dataset has none."""
+    return [name for name in SHOWN if name != "worlds" or part["worlds"].notna().any()]
+
+
+def rank_texts(part: pd.DataFrame) -> list[str]:
+    """``3``, or ``2 to 5``, for each row; a dash for a row without ranks."""
+    low, high = ([number(value, ".0f") for value in part[name]] for name in RANKS)
+    return [best if best == worst else f"{best} to {worst}" for best, worst in zip(low, high, strict=True)]
 
 
 def cost_table(part: pd.DataFrame) -> str:

@@ -68,8 +68,8 @@ class Published(Record):
     """A method's paper: its numbers, what our code is faithful to, and what had to be assumed.
 
     fidelity: one of FIDELITIES, and of what, for each variant, ``default`` standing for those that are not named.
-    baseline: the run that the method is measured against, if not the usual one. context: numbers that belong to no
-    variant here, by name.
+    baseline: the runs that the method is measured against, if not the usual one; the first that was run is its row's.
+    context: numbers that belong to no variant here, by name.
     """
 
     paper: Paper
@@ -77,7 +77,7 @@ class Published(Record):
     rows: tuple[Row, ...]
     assumptions: tuple[str, ...] = ()
     ablations: None = None
-    baseline: str | None = None
+    baseline: tuple[str, ...] = ()
     context: dict[str, tuple[dict[str, Any], ...]] = {}  # noqa: RUF012
 
     @field_validator("fidelity", mode="before")

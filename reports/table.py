@@ -26,6 +26,7 @@ PHASES = ("extract", "label", "memories", "train")
 KEY = ["method", "variant", "backbone", "profile", "dataset"]
 COLUMNS = [
     *KEY,
+    "worlds",
     "seeds",
     f"{MAIN.name}_mean",
     f"{MAIN.name}_sd",
@@ -92,7 +93,7 @@ def leaderboard(records: Sequence[ResultRecord]) -> pd.DataFrame:
         floor = floors.get(setting(line))
         known = floor is not None and line[main] is not None
         line["gain_over_warm_start"] = line[main] - floor if known else None
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"worlds": "Int64"})
 
 
 def setting(line: Mapping[str, Any]) -> tuple[str, ...]:
@@ -117,7 +118,7 @@ def place(run: RunRecord) -> tuple[Any, ...]:
 
 
 def row(group: Sequence[ResultRecord]) -> dict[str, Any]:
-    """The row of one group of seeds; means and sd are over the seeds that finished."""
+    """The row of one group of seeds; means and sd are over the worlds, or seeds, that finished."""
     made = [record for record in group if record.status != NOT_RUN]
     return result_row(made, len(group)) if made else empty_row(group[0].run)
 
@@ -128,6 +129,7 @@ def empty_row(run: RunRecord) -> dict[str, Any]:
     return {
         **dict.fromkeys(COLUMNS),
         **{name: getattr(run, name) for name in KEY},
+        "worlds": None if run.dataset != DRAWN else 0,
         "seeds": 0,
         **{f"published_{judge.name}": published and published.figure(judge.name) for judge in metrics.JUDGES},
         "fidelity": fidelity(run.method, run.variant),
@@ -141,12 +143,13 @@ def result_row(group: Sequence[ResultRecord], wanted: int) -> dict[str, Any]:
     first = group[0]
     run, config = first.run, first.run.config
     done = [record for record in group if record.status == "ok"]
-    last = {metric.name: per_seed(done, "last", metric.name) for metric in metrics.BOARD}
-    best = {judge.name: per_seed(done, "best_on_test", judge.name) for judge in metrics.JUDGES}
+    last = {metric.name: per_replicate(done, "last", metric.name) for metric in metrics.BOARD}
+    best = {judge.name: per_replicate(done, "best_on_test", judge.name) for judge in metrics.JUDGES}
     published = row_of(run.method, run.variant, run.backbone, run.dataset)
     trains = first.cost.images_seen > 0
     return {
         **{name: getattr(run, name) for name in KEY},
+        "worlds": len({record.world for record in group}) if first.world is not None else None,
         "seeds": len({record.seed for record in group}),
         **{f"{name}_mean": mean(values) for name, values in last.items()},
         f"{MAIN.name}_sd": float(np.std(last[MAIN.name], ddof=1)) if len(last[MAIN.name]) > 1 else None,
@@ -167,15 +170,19 @@ def result_row(group: Sequence[ResultRecord], wanted: int) -> dict[str, Any]:
     }
 
 
-def per_seed(records: Sequence[ResultRecord], selection: str, name: str) -> list[float]:
-    """A figure of each world and seed in percent, averaged over folds; empty where the protocol has none."""
+def per_replicate(records: Sequence[ResultRecord], selection: str, name: str) -> list[float]:
+    """A figure of each replicate in percent; empty where the protocol has no such figure.
+
+    A world's is the mean over its seeds; without worlds, a seed's is the mean over the folds of its dataset.
+    """
     scale = metrics.BY_NAME[name].scale
-    seeds: dict[tuple[int | None, int], list[float]] = {}
+    replicates: dict[int, list[float]] = {}
     for record in records:
         value = record.selection.figure(selection, name)
         if value is not None:
-            seeds.setdefault((record.world, record.seed), []).append(scale * value)
-    return [float(np.mean(values)) for values in seeds.values()]
+            replicate = record.seed if record.world is None else record.world
+            replicates.setdefault(replicate, []).append(scale * value)
+    return [float(np.mean(values)) for values in replicates.values()]
 
 
 def missing_folds(group: Sequence[ResultRecord]) -> str | None:
@@ -211,9 +218,9 @@ def peak(costs: Sequence[CostRecord]) -> float | None:
 
 
 def status(group: Sequence[ResultRecord], wanted: int) -> str:
-    """``ok``, or how many seeds failed or were quarantined, why the first was, and how many were not run."""
+    """``ok``, or how many seeds or runs failed or were quarantined, why the first was, and how many were not run."""
     told = []
-    unit = "seeds" if group[0].fold is None else "runs"
+    unit = "seeds" if group[0].fold is None and group[0].world is None else "runs"
     for state in ("failed", "quarantined"):
         bad = [record for record in group if record.status == state]
         if bad:
@@ -229,5 +236,5 @@ def figures(table: pd.DataFrame, metric: Metric) -> list[str]:
 
 
 def mean_and_sd(table: pd.DataFrame) -> dict[str, list[str]]:
-    """The main metric of leaderboard rows and its sd over seeds, as columns of text by title."""
+    """The main metric of leaderboard rows and its sd over replicates, as columns of text by title."""
     return {MAIN.title: figures(table, MAIN), "sd": [number(value, MAIN.form) for value in table[f"{MAIN.name}_sd"]]}

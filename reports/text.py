@@ -41,3 +41,14 @@ def in_a_cell(value: Any) -> Any:
         return value
     plain = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;")
     return plain.replace(r"\|", "|").replace("|", r"\|")
+
+
+def text_or_dash(column: pd.Series) -> list[str]:
+    """The text of a column; a dash where there is none."""
+    return [value if isinstance(value, str) else NONE for value in column]
+
+
+def counts(table: pd.DataFrame) -> dict[str, list[str]]:
+    """What rows are made of, as columns of text by title: worlds where any row has some, and seeds."""
+    titles = ["worlds", "seeds"] if "worlds" in table and table["worlds"].notna().any() else ["seeds"]
+    return {title: [number(value, ".0f") for value in table[title]] for title in titles}

@@ -100,11 +100,13 @@ class SharedWeights:
 
 
 def shared_replicates(a: Cell, b: Cell) -> list[int]:
-    """The worlds, or seeds, that both have results of.
+    """The worlds, or seeds, that both have results of."""
+    return sorted(a.replicates.keys() & b.replicates.keys())
 
-    Raises NotComparableError where there is none, or where the two were tested on other data in one.
-    """
-    shared = sorted(a.replicates.keys() & b.replicates.keys())
+
+def check_data(a: Cell, b: Cell) -> None:
+    """Raises NotComparableError where the two share no replicate, or were tested on other data in one."""
+    shared = shared_replicates(a, b)
     if not shared:
         raise NotComparableError(f"{a.name} and {b.name} share no {'world' if a.in_worlds else 'seed'}")
     tested: dict[tuple[int | None, int | None], str] = {}
@@ -112,11 +114,12 @@ def shared_replicates(a: Cell, b: Cell) -> list[int]:
         record = result.record
         if tested.setdefault((record.world, record.fold), record.tested_on.fingerprint) != record.tested_on.fingerprint:
             raise NotComparableError(f"{title(result)} was tested on other data than {b.name}; evaluate both again")
-    return shared
 
 
-def estimate(a: Cell, b: Cell, shared: Sequence[int], weights: SharedWeights) -> Estimate:
-    """What the replicates ``shared`` say of mAP(A) - mAP(B), as fractions."""
+def estimate(a: Cell, b: Cell, weights: SharedWeights) -> Estimate:
+    """What the replicates that both have say of mAP(A) - mAP(B), as fractions; raises NotComparableError."""
+    check_data(a, b)
+    shared = shared_replicates(a, b)
     if a.in_worlds:
         return over_worlds(np.array([mean_map(a.replicates[key]) - mean_map(b.replicates[key]) for key in shared]))
     differences, people = paired_ap(a, b, shared)

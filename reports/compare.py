@@ -132,17 +132,16 @@ def compare_family(family: str, pairs: Sequence[tuple[Cell, Cell]], weights: Sha
 
 def compare_pair(a: Cell, b: Cell, weights: SharedWeights) -> dict[str, Any]:
     """One row but for the correction; a pair that cannot be compared has a verdict that says why and no numbers."""
-    row: dict[str, Any] = {"a": a.name, "b": b.name, **dict(zip(SETTING, a.setting, strict=True))}
-    try:
-        shared = shared_replicates(a, b)
-        found = estimate(a, b, shared, weights)
-    except NotComparableError as error:
-        return {**row, "seeds": 0, "verdict": f"not comparable: {error}"}
+    shared = shared_replicates(a, b)
     seeds = [{result.record.seed for key in shared for result in cell.replicates[key]} for cell in (a, b)]
+    row: dict[str, Any] = {"a": a.name, "b": b.name, **dict(zip(SETTING, a.setting, strict=True))}
+    row |= {"worlds": len(shared) if a.in_worlds else None, "seeds": min(map(len, seeds))}
+    try:
+        found = estimate(a, b, weights)
+    except NotComparableError as error:
+        return {**row, "verdict": f"not comparable: {error}"}
     return {
         **row,
-        "worlds": len(shared) if a.in_worlds else None,
-        "seeds": min(map(len, seeds)),
         **{name: 100 * getattr(found, name) for name in ("difference", "low", "high", "resolvable")},
         "difference_sd": 100 * found.sd,
         "p": found.p,

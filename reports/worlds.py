@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.cells import Cell, NotComparableError, by_setting, mean_map, shared_replicates
+from reports.cells import Cell, NotComparableError, by_setting, check_data, mean_map, shared_replicates
 from reports.compare import baselines
 from reports.record import Result
 from reports.table import KEY, MAIN
@@ -44,6 +44,7 @@ def cell_rows(cell: Cell, together: Sequence[Cell]) -> list[dict[str, Any]]:
 def baseline_levels(cell: Cell, base: Cell) -> dict[int, float]:
     """mAP of the baseline by replicate, where both were tested on the same data."""
     try:
+        check_data(cell, base)
         return {key: mean_map(base.replicates[key]) for key in shared_replicates(cell, base)}
     except NotComparableError:
         return {}

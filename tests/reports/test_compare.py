@@ -73,10 +73,7 @@ def in_worlds(count: int, effects: dict[str, list[float]], seeds: Sequence[int] 
             for seed in seeds:
                 ap = np.clip(aps(level, seed, 0) + shared + effects.get(name, [0.0] * count)[world], 0.01, 1)
                 write_result(name, seed, ap, PEOPLE + 100 * world, world=world, fingerprint=f"world {world}")
-    params = write_params(Path(), list(LEVELS), list(seeds))
-    listed = ", ".join(f"rendered-{world}" for world in range(count))
-    params.write_text(params.read_text().replace("datasets: [rendered]", f"datasets: [{listed}]"))
-    return params
+    return write_params(Path(), list(LEVELS), list(seeds), worlds=range(count))
 
 
 def compare_worlds(params: Path) -> pd.DataFrame:

@@ -17,6 +17,8 @@ ROWS, TABLES = 0.005, 0.003  # what all rows and all tables spend of it; the res
 POWER = 0.8
 LEAST = 0.5  # points of mAP: a smaller difference is no fault, however calm the worlds
 FEWEST_OTHERS = 3  # rows beside a row, from which a world's own effect is taken
+FEWEST_WORLDS = 4  # of the reference, for a slope of each row
+CALMEST = 0.25  # of the median variance: what a calmer row counts as, beside which all others would look wild
 FEWEST_SHARED = 3  # worlds that both sides have, for a paired comparison
 
 
@@ -38,35 +40,51 @@ class Prediction:
 
 
 def predict(reference: np.ndarray, here: np.ndarray) -> Prediction:
-    """Each row's mean over the worlds ``here`` (..., R, V) against that over the ``reference``'s (..., R, W).
+    """Each row's mean over the worlds ``here`` (..., R, V) against what the ``reference`` (..., R, W) lets expect.
 
-    The worlds may be the same or others; NaN in ``here`` is a run that is not there. The error is that of a difference
-    of two means that share nothing: runs in the same worlds differ less. With more than FEWEST_OTHERS rows both sides
-    are ``centred``; of fewer, which say too little about a world, the plain values are compared.
+    The worlds may be the same or others; NaN in ``here`` is a run that is not there. A row is expected to follow what a
+    world does to the other rows (``others``), by a slope of its own that the reference's worlds give. The error is that
+    of a regression's prediction for runs that share nothing: runs in the same worlds differ less. Where rows do not
+    ``follow``, plain means are compared.
     """
-    many = reference.shape[-2] > FEWEST_OTHERS
-    if many:
-        levels = reference.mean(axis=-1)
-        reference, here = centred(reference, levels), centred(here, levels)
-    worlds, found = reference.shape[-1], (~np.isnan(here)).sum(axis=-1)
-    variance, freedom = spread(reference.var(axis=-1, ddof=1), worlds - 1, independent=many)
-    means = np.nansum(here, axis=-1) / np.where(found, found, np.nan)
-    error = np.sqrt(variance * (1 / np.maximum(found, 1) + 1 / worlds))
-    return Prediction(means - reference.mean(axis=-1), error, freedom)
+    worlds = reference.shape[-1]
+    follows = follow(*reference.shape[-2:])
+    levels = reference.mean(axis=-1, keepdims=True)
+    known, new = (others(values - levels) if follows else 0 * values for values in (reference, here))
+    centre = known.mean(axis=-1, keepdims=True)
+    known, new = known - centre, new - centre
+    power = (known**2).sum(axis=-1, keepdims=True)
+    power = np.where(power > 0, power, np.inf)  # worlds that are all alike give no slope
+    slope = (known * reference).sum(axis=-1, keepdims=True) / power
+    rest, left = reference - levels - slope * known, here - levels - slope * new
+    freedom = worlds - 1 - follows
+    variance, total = spread((rest**2).sum(axis=-1) / freedom, freedom, independent=follows)
+    found = (~np.isnan(left)).sum(axis=-1)
+    reach = mean(np.where(np.isnan(left), np.nan, new), found) ** 2 / power[..., 0]
+    error = np.sqrt(variance * (1 / np.maximum(found, 1) + 1 / worlds + reach))
+    return Prediction(mean(left, found), error, total)
 
 
-def centred(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """``values`` (..., R, W) less what a world does to the other rows: the median of how far they are above ``levels``.
+def follow(rows: int, worlds: int) -> bool:
+    """Whether a table of the reference is large enough to tell what a world does to all of its rows."""
+    return rows > FEWEST_OTHERS and worlds >= FEWEST_WORLDS
 
-    levels (..., R): the rows' means in the reference. A median, so that a broken row does not flatter its neighbours.
-    NaN where a world holds fewer than FEWEST_OTHERS other rows.
+
+def mean(values: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of the ``found`` values that are no NaN; NaN of none."""
+    return np.asarray(np.nansum(values, axis=-1) / np.where(found, found, np.nan))
+
+
+def others(above: np.ndarray) -> np.ndarray:
+    """What a world does to the other rows (..., R, W): the median of how far they are ``above`` their levels there.
+
+    above (..., R, W). A median, so that a broken row does not flatter its neighbours.
     """
-    above = values - levels[..., None]
-    common = [others_median(np.delete(above, row, axis=-2)) for row in range(values.shape[-2])]
-    return np.asarray(values - np.stack(common, axis=-2))
+    rows = range(above.shape[-2])
+    return np.stack([known_median(np.delete(above, row, axis=-2)) for row in rows], axis=-2)
 
 
-def others_median(above: np.ndarray) -> np.ndarray:
+def known_median(above: np.ndarray) -> np.ndarray:
     """(..., W) medians of ``above`` (..., rows, W) without NaN, and NaN of fewer than FEWEST_OTHERS."""
     if not np.isnan(above).any():
         return np.asarray(np.median(above, axis=-2))
@@ -78,18 +96,19 @@ def others_median(above: np.ndarray) -> np.ndarray:
 def spread(variances: np.ndarray, freedom: int, independent: bool) -> tuple[np.ndarray, np.ndarray]:
     """What one world more varies by: ``variances`` (..., R) of ``freedom`` each, moderated, and degrees of freedom.
 
-    Six worlds know a variance within a factor of five, so rows lend theirs to each other: (d0 * prior + d * own) /
-    (d0 + d), the prior and its weight d0 by ``prior`` (limma's empirical Bayes). A row that varies more than that
-    keeps its own: methods do differ in how calm they are, and few wild ones among many would else raise alarms.
-    Rows that are not ``independent`` share their worlds' draws, and are no more degrees of freedom than one.
+    Six worlds know a standard deviation within a factor of two, so rows lend each other theirs:
+    (d0 * prior + d * own) / (d0 + d), the prior and its weight d0 by ``prior`` (limma's empirical Bayes). A row that
+    varies more than that keeps its own: methods do differ in how calm they are. Rows that are
+    not ``independent`` share what their worlds do, and know together no more than one.
     """
     rows = variances.shape[-1]
-    if not independent or rows < 2 or not variances.all():
+    if not independent or not variances.any(axis=-1).all():
         pooled = np.maximum(variances, variances.mean(axis=-1, keepdims=True))
         return pooled, np.full(variances.shape, float(freedom))
-    mean, weight = prior(variances, freedom)
+    variances = np.maximum(variances, CALMEST * np.median(variances, axis=-1, keepdims=True))
+    location, weight = prior(variances, freedom)
     share = 1 / (1 + freedom / weight)
-    moderated = share * mean + (1 - share) * variances
+    moderated = share * location + (1 - share) * variances
     total = np.minimum(weight + freedom, freedom * (rows - 1.0))
     return np.maximum(moderated, variances), np.broadcast_to(total, variances.shape)
 
@@ -120,7 +139,7 @@ def trigamma_inverse(values: np.ndarray) -> np.ndarray:
 
 
 def shift(reference: np.ndarray, here: np.ndarray, pairs: list[tuple[int, int]]) -> Prediction:
-    """The whole table's move, which ``centred`` rows cannot show: the median row's, in the mean over worlds.
+    """The whole table's move, which rows that follow each other cannot show: the median row's, in the mean over worlds.
 
     ``pairs`` are the columns (reference, here) of worlds that both have. With FEWEST_SHARED of them they are compared
     one by one, by the spread of their own differences: a world's difficulty is in both. Otherwise the spread is that

@@ -43,7 +43,7 @@ COLUMNS = [
 ]
 NOTE = (
     "Points of mAP at the last epoch, mean over worlds (over seeds where a dataset has none). `difference`: measured "
-    "minus expected, less what the worlds here do to the other rows of the table; `(all rows)` is that common part. "
+    "minus expected, less what the row follows of the table's common move; `(all rows)` is that move. "
     f"`match`: within the tolerance, which unchanged code leaves in at most {gate.FALSE_ALARMS:.0%} of whole tables. "
     f"`caught`: the loss that would be seen with a probability of {gate.POWER:.0%}."
 )
@@ -141,7 +141,7 @@ class Table:
 def against_reference(known: Mapping[Key, Records], present: Mapping[Key, Records]) -> list[dict[str, Any]]:
     """A line per row of the reference, and one for each table with rows enough to have a common part."""
     tables = together(known, present)
-    many = {id(table) for table in tables if len(table.judged) > gate.FEWEST_OTHERS}
+    many = {id(table) for table in tables if table.judged and gate.follow(*table.array(table.expected).shape)}
     rows = sum(len(table.judged) for table in tables)
     lines: dict[Key, dict[str, Any]] = {key: unjudged(key, known[key], present.get(key, [])) for key in known}
     common = []

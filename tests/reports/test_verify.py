@@ -189,7 +189,7 @@ def test_one_seed_is_held_to_a_paper_by_the_spread_of_the_rows_of_its_own_settin
     assert states("paper") == {"hhcl": state}
 
 
-@pytest.mark.parametrize("mark", ["memory", "quoted", "third-party", "second-hand", "unverified"])
+@pytest.mark.parametrize("mark", ["memory", "quoted"])
 def test_a_run_below_a_number_that_was_not_read_at_its_authors_does_not_fail(
     here: Path, monkeypatch: pytest.MonkeyPatch, mark: str
 ) -> None:

@@ -69,6 +69,7 @@ def test_the_leaderboard_of_a_clone_without_runs_is_that_of_the_runs(here: Path)
     (here / "params.yaml").unlink()
     leaderboard.main(["--from", str(FOLDER), "--out", "cloned"])
     tables = [pd.read_csv(f"{folder}/leaderboard.csv") for folder in ("ran", "cloned")]
+    assert tables[0]["low"].notna().sum() == 2, "two rows have an interval"
     pd.testing.assert_frame_equal(*tables, rtol=1e-6, atol=1e-6)
     curves = [pd.read_csv(f"{folder}/curves.csv").sort_values(["run", "epoch"]) for folder in ("ran", "cloned")]
     pd.testing.assert_frame_equal(*[table.reset_index(drop=True) for table in curves], rtol=1e-5)

@@ -100,7 +100,7 @@ class VisionTransformer(nn.Module):
         height, width = patches.shape[2:]
         # (B, d, h, w) in channels_last memory is already (B, h w, d): nothing is copied here.
         tokens = patches.permute(0, 2, 3, 1).flatten(1, 2)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         tokens = tokens + resize_positions(self.pos_embed, self.grid, (height, width))
         if self.sie_embed is not None:
             tokens = tokens + self.camera_scale * self._camera_rows(self.sie_embed, cameras)

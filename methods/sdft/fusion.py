@@ -51,7 +51,7 @@ def fuse(whole: Sequences, part: Sequences | None, tokens: Tokens, rows: int) ->
         return Tokens(token, patches, tokens.stripes)
     striped = split_stripes(tokens.patches, rows, tokens.stripes.shape[1])
     sequences = torch.cat([tokens.stripes[:, :, None], striped], dim=2)
-    inside = part(sequences.flatten(0, 1)).view(sequences.shape)
+    inside = part(sequences.flatten(0, 1)).view_as(sequences)
     return Tokens(token, (patches + inside[:, :, 1:].flatten(1, 2)) / 2, inside[:, :, 0])
 
 

@@ -43,6 +43,17 @@ VERBS = {
     "cross_domain": Verb("pipeline.cross_domain", "test every run on every prepared dataset", ""),
     "sweep": Verb("pipeline.sweep", "run all jobs of params.yaml without DVC", "--jobs 2"),
     "ablation": Verb("pipeline.ablation", "train and table a method's ablation rows", "--method hhcl --seeds 0 1 2"),
+    "embed": Verb("pipeline.embed", "embed a folder of crops", "--model published/hhcl --images crops --out crops.npz"),
+    "search": Verb(
+        "pipeline.search",
+        "find the most alike images of a folder of crops",
+        "--model published/hhcl --query people --gallery crops --top 10 --html strips.html",
+    ),
+    "publish": Verb(
+        "pipeline.publish",
+        "write a trained run as a model that others can load",
+        "--run results/training/hhcl-rendered-0-resnet18_half-0 --out published/hhcl",
+    ),
     "leaderboard": Verb("reports.leaderboard", "write the table of all runs", ""),
     "compare": Verb("reports.compare", "differences of every two runs, with intervals", ""),
     "exports": Verb("reports.exports", "the table as CSV, Markdown, LaTeX and JSON", "--selection last"),
@@ -128,6 +139,25 @@ def add_machine_arguments(arguments: argparse.ArgumentParser) -> None:
     """Arguments that say what to compute on."""
     arguments.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: CUDA when present")
     arguments.add_argument("--threads", type=thread_count, help="CPU threads of each process; default: params.yaml's")
+
+
+def add_model_arguments(arguments: argparse.ArgumentParser) -> None:
+    """Arguments of who uses a trained model on a folder of images."""
+    arguments.add_argument(
+        "--model", type=Path, required=True, help="a run's folder, its weights or a published folder"
+    )
+    arguments.add_argument("--batch", type=positive, default=512, help="images in memory at a time")
+    arguments.add_argument(
+        "--strict", action="store_true", help="refuse images that cannot be read; default: leave out"
+    )
+    arguments.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: CUDA when present")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text}")
+    return int(text)
 
 
 def read_params(options: argparse.Namespace) -> Params:

@@ -9,6 +9,7 @@ from pipeline.params import ROOT as ROOT
 from pipeline.params import Params
 
 CACHE = Path(".cache")
+TRAINING, RUNS = Path("results/training"), Path("results/runs")
 
 
 def data_folder(dataset: str) -> Path:
@@ -40,12 +41,12 @@ class Job(NamedTuple):
     @property
     def trained(self) -> Path:
         """What ``train`` writes."""
-        return Path("results/training") / self.name
+        return TRAINING / self.name
 
     @property
     def evaluated(self) -> Path:
         """What ``evaluate`` writes."""
-        return Path("results/runs") / self.name
+        return RUNS / self.name
 
     @property
     def nearest(self) -> Path:

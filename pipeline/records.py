@@ -1,4 +1,5 @@
-"""What stages leave for one another and for the tables: the models of initial.json, train.json and result.json.
+"""What stages leave for one another and for the tables: the models of initial.json, train.json, result.json
+and model.json.
 
 Each has one writer and one reader here. A file that lacks a key, has another or a value of the wrong type is an error
 that names file and key.
@@ -21,7 +22,7 @@ from evaluation.protocol import Protocol
 from evaluation.verification import Verification
 from pipeline.settings import Run
 
-TRAINED, SCORED, STARTED = "train.json", "result.json", "initial.json"
+TRAINED, SCORED, STARTED, PUBLISHED = "train.json", "result.json", "initial.json", "model.json"
 
 
 class InitialRecord(Record):
@@ -214,6 +215,17 @@ class NearestRecord(Record):
     cameras: tuple[int, ...]
     rank1: tuple[tuple[float | None, ...], ...]
     asked: tuple[tuple[int, ...], ...]
+
+
+class PublishedRecord(TrainRecord):
+    """model.json: what training recorded, and how the weights of ``epoch`` did on the dataset's own test, if tested."""
+
+    name: str
+    epoch: int
+    licence: str | None  # of the weights
+    protocol: ProtocolRecord | None
+    scores: EpochScores | None
+    verification: Verification | None
 
 
 class NotRunRecord(Record):

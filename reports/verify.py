@@ -82,7 +82,7 @@ def update(results: Sequence[Result], folder: Path) -> list[Path]:
     """Write the rows of ``results``, and the table of all rows that the reference then has."""
     written = reference.write(results, folder)
     leaderboard.write_table(reference.read(folder), folder)
-    return [*written, *(folder / name for name in ("leaderboard.csv", "leaderboard.md", "worlds.csv"))]
+    return [*written, folder / "leaderboard.csv", folder / "leaderboard.md"]
 
 
 def verify(results: Sequence[Result], expected: Sequence[Result]) -> pd.DataFrame:

@@ -5,11 +5,16 @@ BIN := $(CURDIR)/$(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
-.PHONY: leaderboard ablation test torture lint bench verify replay-record readme lock clean
+.PHONY: leaderboard report ablation test torture lint bench verify replay-record readme lock clean
 
 leaderboard: $(READY)
 	dvc repro
 	@cat results/leaderboard.md
+
+# One page of all results, which needs no network; the gallery of failures is ranked first where weights are.
+report: $(READY)
+	python -m pipeline nearest
+	python -m pipeline report
 
 # make ablation METHOD=hhcl SEEDS="0 1 2" trains the method's ablation rows and tables their difference to it.
 ablation: $(READY)

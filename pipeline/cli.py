@@ -58,6 +58,7 @@ VERBS = {
     "compare": Verb("reports.compare", "differences of every two runs, with intervals", ""),
     "exports": Verb("reports.exports", "the table as CSV, Markdown, LaTeX and JSON", "--selection last"),
     "nearest": Verb("pipeline.nearest", "rank once more the images that the report shows", ""),
+    "report": Verb("reports.report", "write a page of all results that needs no network", ""),
     "verify": Verb("reports.verify", "results against the reference and the papers", ""),
     "readme": Verb("reports.readme", "write the generated parts of the READMEs", ""),
 }

@@ -85,7 +85,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.mark.slow
 def test_a_fresh_clone_really_trains_and_fills_the_leaderboard(clone: Clone) -> None:
-    assert clone.ran_first == {"prepare@rendered-1", "configure", "leaderboard"} | STARTS | run_stages(seed=0)
+    assert clone.ran_first == {"prepare@rendered-1", "configure", "leaderboard", "report"} | STARTS | run_stages(seed=0)
     table = pd.read_csv(clone.folder / "results/leaderboard.csv")
     assert list(table.columns[: len(COLUMNS)]) == COLUMNS
     assert list(zip(table["backbone"], table["method"], strict=True)) == [
@@ -98,6 +98,9 @@ def test_a_fresh_clone_really_trains_and_fills_the_leaderboard(clone: Clone) -> 
     assert (table["status"] == "ok").all()
     assert table["published_mAP"].isna().all(), "no paper published a number on rendered people"
     assert (clone.folder / "data/rendered-1/contact_sheet.png").is_file()
+    page = (clone.folder / "results/report.html").read_text()
+    assert page.count("data-state") == 5
+    assert page.count('class="missing"') == 2, "every panel but that of ablations and that of real people"
 
 
 @pytest.mark.slow
@@ -156,7 +159,7 @@ def test_weights_lie_on_disk_once_and_a_run_by_hand_leaves_dvcs_copy_alone(clone
 @pytest.mark.parametrize(
     ("touched", "stale"),
     [
-        ("reports/statistics.py", {"leaderboard"}),
+        ("reports/statistics.py", {"leaderboard", "report"}),
         ("evaluation/ranking.py", {name for name in run_stages(seed=0) if name.startswith("evaluate")}),
         ("pipeline/assemble.py", {name for name in run_stages(seed=0) if name.startswith("train")} | STARTS),
     ],
@@ -177,17 +180,17 @@ def test_changing_one_method_reruns_that_method_alone(clone: Clone) -> None:
     config = clone.folder / "methods/hhcl/config.yaml"
     config.write_text(config.read_text().replace("temperature: 0.05", "temperature: 0.06"))
     hhcl = {"train_cnn@hhcl-rendered-1-0", "evaluate_cnn@hhcl-rendered-1-0"}
-    assert clone.repro() == {"configure", *hhcl, "leaderboard"}
+    assert clone.repro() == {"configure", *hhcl, "leaderboard", "report"}
     code = clone.folder / "methods/hhcl/method.py"
     code.write_text(code.read_text() + "\n# a change of the code\n")
     # The evaluation reads only what training wrote, and the weights came out the same but for their provenance.
-    assert clone.repro() == {"configure", *hhcl, "leaderboard"}
+    assert clone.repro() == {"configure", *hhcl, "leaderboard", "report"}
 
 
 @pytest.mark.slow
 def test_adding_a_seed_leaves_finished_runs_alone(clone: Clone) -> None:
     clone.set_params(seeds=[0, 1])
-    assert clone.repro() == {*run_stages(seed=1), "leaderboard"}
+    assert clone.repro() == {*run_stages(seed=1), "leaderboard", "report"}
     table = pd.read_csv(clone.folder / "results/leaderboard.csv")
     assert set(table["seeds"]) == {2}
     assert (table.loc[table["method"] == "warm_start", "mAP_sd"] == 0).all(), "it has no randomness of its own"

@@ -64,8 +64,13 @@ def write_result(
     cameras: Sequence[str] = (),
     world: int | None = None,
     size: str = "tiny",
+    curves: pd.DataFrame | None = None,
+    **more: Any,
 ) -> Path:
-    """Write results/runs/NAME-rendered[-WORLD]-resnet18_half-SEED below the working directory; return the folder."""
+    """Write results/runs/NAME-rendered[-WORLD]-resnet18_half-SEED below the working directory; return the folder.
+
+    ``more`` replaces keys of the record.
+    """
     run = resolve_run(name, "rendered", profile, backbone="resnet18_half")
     queries = side_file(ap, people)
     last: dict[str, Any] = {
@@ -101,9 +106,11 @@ def write_result(
         "scoring": "none",
         "provenance": {"commit": None, "device": "none"},
         "selection": {"last": last, "best_on_test": best_on_test},
+        **more,
     }
     place = "rendered" if world is None else f"rendered-{world}"
     folder = Job(name, place, "resnet18_half", seed).evaluated
-    curves = pd.DataFrame({"epoch": [1, 2], "mAP": [0.1, 0.2]})
+    if curves is None:
+        curves = pd.DataFrame({"epoch": [1, 2], "mAP": [0.1, 0.2]})
     evaluate.write(folder, read(ResultRecord, record, "the result"), None if failure else queries, curves)
     return folder

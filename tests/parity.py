@@ -26,13 +26,16 @@ from core.clustering import dbscan
 from core.config import Config, Sampler, Schedule
 from core.data import Batch
 from core.jaccard import jaccard_distance
+from core.losses import smoothed_cross_entropy
 from core.memory import CentroidMemory, InstanceMemory, ProxyMemory, SlotMemory, cluster_means
 from core.method import Method
+from core.mixstyle import mixed_statistics
 from core.part_losses import consistency_smoothed_cross_entropy, refined_cross_entropy
 from core.proxy_losses import camera_contrast
 from core.teacher import Teacher
 from evaluation.ranking import evaluate_ranking
 from evaluation.rerank import rerank
+from methods.camera_styles.aibn import AIBN
 from methods.cap.method import CAP
 from methods.cap.method import Settings as CAPSettings
 from methods.cluster_contrast.method import ClusterContrast
@@ -452,6 +455,40 @@ def _followed(data: Arrays, momentum: float) -> Iterator[Comparison]:
         yield f"ema_buffers_{step}", teacher.network.statistics.numpy().copy(), data[f"ema_buffers_{step}"]
 
 
+def style_norm(data: Arrays) -> Iterator[Comparison]:
+    """AIBN at several shares, in training and in eval mode, and MixStyle, each with its gradient."""
+    for case in range(sum(name.startswith("aibn_input_") for name in data)):
+        layer = AIBN(data[f"aibn_input_{case}"].shape[1]).double()
+        given = {name: data[f"aibn_{name}_{case}"] for name in ("mix", "weight", "bias", "running_mean", "running_var")}
+        layer.load_state_dict({name: _tensor(value) for name, value in given.items()}, strict=False)
+        layer.eps, layer.momentum = float(data["aibn_eps"]), 1 - float(data["aibn_old_share"])
+        inputs = _tensor(data[f"aibn_input_{case}"]).requires_grad_()
+        output = layer(inputs)
+        gradients = torch.autograd.grad((output * _tensor(data[f"aibn_upstream_{case}"])).sum(), [inputs, layer.mix])
+        found = {"output": output.detach(), "grad": gradients[0], "grad_mix": gradients[1]}
+        found |= {f"{name}_after": getattr(layer, name) for name in ("running_mean", "running_var")}
+        found["output_eval"] = layer.eval()(inputs).detach()
+        yield from (
+            (f"aibn_{name}_{case}", value.numpy(), data[f"aibn_{name}_{case}"]) for name, value in found.items()
+        )
+
+    inputs = _tensor(data["mixstyle_input"]).requires_grad_()
+    partners = torch.from_numpy(data["mixstyle_permutation"])
+    output = mixed_statistics(inputs, partners, _tensor(data["mixstyle_lambda"]))
+    (gradient,) = torch.autograd.grad((output * _tensor(data["mixstyle_upstream"])).sum(), inputs)
+    yield "mixstyle_output", output.detach().numpy(), data["mixstyle_output"]
+    yield "mixstyle_grad", gradient.numpy(), data["mixstyle_grad"]
+
+
+def hhl_triplet(data: Arrays) -> Iterator[Comparison]:
+    """CamStyle's label smoothing, each with its gradient."""
+    logits = _tensor(data["logits"]).requires_grad_()
+    loss = smoothed_cross_entropy(logits, torch.from_numpy(data["logit_labels"]), float(data["epsilon"]))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    yield "loss_smoothed", loss.detach().numpy(), data["loss_smoothed"]
+    yield "grad_smoothed", gradient.numpy(), data["grad_smoothed"]
+
+
 KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "jaccard": jaccard,
     "market_metric": market_metric,
@@ -468,6 +505,8 @@ KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "pplr": pplr,
     "ice": ice,
     "ise": ise,
+    "style_norm": style_norm,
+    "hhl_triplet": hhl_triplet,
     "lockstep_cluster_contrast": lockstep,
     "lockstep_hhcl": lockstep,
     "lockstep_spcl": lockstep,

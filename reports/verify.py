@@ -206,7 +206,7 @@ def judged(line: dict[str, Any], difference: float, tolerance: float, caught: fl
     if math.isnan(difference):
         return {**line, "state": "not run", "note": "no world here holds enough other rows"}
     state = "match" if abs(difference) <= tolerance else "above" if difference > 0 else "below"
-    return {**line, "difference": difference, "tolerance": tolerance, "caught": caught, "state": state}
+    return {**line, "difference": round(difference, 9) + 0.0, "tolerance": tolerance, "caught": caught, "state": state}
 
 
 def unjudged(key: Key, records: Records, here: Records) -> dict[str, Any]:

@@ -83,6 +83,14 @@ def test_the_loss_of_one_method_is_seen_in_four_of_five_tables_as_the_gate_says(
     assert np.mean(told) == pytest.approx(loss, rel=0.1)
 
 
+def test_a_broken_method_does_not_make_the_others_look_better() -> None:
+    reference, here = tables(CALM, WORLDS, False, 1_000, np.random.default_rng(10))
+    here[:, 0] -= 40
+    out, moved = alarms(reference, here, False)
+    assert out[:, 0].all()
+    assert (out[:, 1:].any(axis=1) | moved).mean() <= 0.02
+
+
 def test_a_loss_of_all_methods_is_seen_as_the_table_s_own() -> None:
     reference, here = tables(CALM, WORLDS, True, 1_000, np.random.default_rng(9))
     _, moved = alarms(reference, here - 8.0, True)

@@ -12,7 +12,7 @@ import pytest
 
 from core.validation import read
 from pipeline.params import read_params
-from reports import reference, verify
+from reports import gate, reference, verify
 from reports.published import Row
 from tests.reports.synthetic import write_params, write_result
 
@@ -81,7 +81,10 @@ def test_unchanged_results_match_and_exit_zero(here: Path, capsys: pytest.Captur
 
 def test_a_loss_beyond_the_interval_is_below_and_fails_a_gain_is_above_and_does_not(here: Path) -> None:
     tolerance, caught = line("hhcl")[["tolerance", "caught"]]
-    assert 1 < tolerance < caught < 12
+    made = 100 * np.array([[LEVELS[name] + EASE[w] + OWN[row, w] for w in WORLDS] for row, name in enumerate(LEVELS)])
+    expected = gate.predict(made, made).tolerance(gate.ROWS / len(LEVELS))
+    assert tolerance == pytest.approx(expected[list(LEVELS).index("hhcl")]), "shared by all rows of the table"
+    assert tolerance < caught
     write("hhcl", -0.8 * tolerance / 100)
     assert states() == ALL
     write("hhcl", -1.2 * tolerance / 100)

@@ -37,6 +37,7 @@ class Needs:
     views: augmented views of each image in a batch.
     source: whether a batch of the labelled source split stands beside the target's in every step.
     source_views: augmented views of each source image.
+    initial: whether training starts from the dataset's initial weights; False starts it from random ones.
     """
 
     cameras: frozenset[str] = frozenset()
@@ -45,6 +46,7 @@ class Needs:
     views: int = 1
     source: bool = False
     source_views: int = 1
+    initial: bool = True
 
     def __post_init__(self) -> None:
         unknown = self.cameras - set(CAMERA_USES)

@@ -117,7 +117,7 @@ def build_method(run: Run, sizes: Sizes, streams: Streams, initial: Initial | No
     generator = streams.torch("init")
     embedder = build(backbone.name, backbone.pooling, backbone.bn_groups, generator=generator, **backbone.options)
     with seeded_init(generator):
-        method = methods.load(run.method)(run.config, embedder, *sizes.arguments)
+        method = methods.load(run.trains)(run.config, embedder, *sizes.arguments)
     set_bn_groups(method, backbone.bn_groups)
     if initial is not None and initial.weights is not None:
         load_weights(method.embedder, WEIGHTS["suite"], initial.weights)
@@ -155,14 +155,14 @@ def run_key(
     Its digest stands in train.json, names the checkpoint, and tells a sweep whether a result is current.
     """
     return {
-        "method": run.method,
+        "method": run.trains,
         "config": run.config.as_dict(),
         "seed": seed,
         "data": manifest.fingerprint,
         "rows": rows_hash(manifest, needs),
         "source": rows_hash(manifest, needs.of_source) if needs.source else None,
         "initial": initial,
-        "code": code_hash(run.method),
+        "code": code_hash(run.trains),
         **computing._asdict(),
     }
 

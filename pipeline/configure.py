@@ -36,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for dataset, name, backbone in runs(params):
         trained = resolve_run(name, dataset, params.profile, params.overrides, "train", backbone=backbone)
         write(options.out / f"{name}-{dataset}-{backbone}.json", trained)
+        if trained.finetuned_by:
+            own = resolve_run(
+                name, dataset, params.profile, params.overrides, "train", backbone=backbone, pretrains=True
+            )
+            write(options.out / f"pretrain-{name}-{dataset}-{backbone}.json", own)
         pretrained = resolve_run(WARM_START, dataset, params.profile, params.overrides, "pretrain", backbone=backbone)
         write(options.out / f"pretrain-{dataset}-{backbone}.json", pretrained)
     for dataset in params.datasets:
@@ -56,7 +61,7 @@ def shown(name: str, dataset: str, params: Params, options: argparse.Namespace) 
 
 def write(file: Path, run: Run) -> None:
     """The run's configuration with the hash of its code."""
-    write_json(file, {**run.record(), "code": code_hash(run.method)})
+    write_json(file, {**run.record(), "code": code_hash(run.trains)})
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def score_weights(
     if reason := shared_people(record, manifest):
         return NOTHING, f"not applicable: {reason}"
     run, method = load_method(record)
-    if not same_data(record, manifest) and "test" in methods.load(run.method).needs(run.config).cameras:
+    if not same_data(record, manifest) and "test" in methods.load(run.trains).needs(run.config).cameras:
         return NOTHING, "not applicable: at test the method needs the cameras that it was trained with"
     weights = path if path.suffix == ".pt" else path / "weights" / weights_name(record.cost.epochs)
     method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))

@@ -25,6 +25,7 @@ class Initial:
     sha256: str | None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    images_seen: int = 0
 
     def write(self, folder: Path) -> None:
         """Write ``initial.json`` beside the weights."""
@@ -33,9 +34,15 @@ class Initial:
             sha256=self.sha256,
             mean=tuple(self.mean),
             std=tuple(self.std),
+            images_seen=self.images_seen,
             files=hashes(folder, [WEIGHTS]),
         )
         write_record(record, folder / STARTED)
+
+
+def from_nothing(like: Initial) -> Initial:
+    """Random weights, for images that are normalised as before those of ``like``."""
+    return Initial(None, "random", None, like.mean, like.std)
 
 
 def read_initial(folder: Path) -> Initial:
@@ -47,13 +54,15 @@ def read_initial(folder: Path) -> Initial:
             f"{folder} does not hold the weights that its initial.json describes: {fault}; "
             f"run `python -m pipeline.pretrain --out {folder} ...` again"
         )
-    return Initial(folder / WEIGHTS, record.source, record.sha256, record.mean, record.std)
+    return Initial(folder / WEIGHTS, record.source, record.sha256, record.mean, record.std, record.images_seen)
 
 
-def save_initial(weights: dict[str, torch.Tensor], initial_source: str, out: Path, like: Initial) -> Initial:
+def save_initial(
+    weights: dict[str, torch.Tensor], initial_source: str, out: Path, like: Initial, images_seen: int = 0
+) -> Initial:
     """Write embedder weights as the start of other runs, and the record that describes them last."""
     forget(out / "initial.json")
     save_atomically(weights, out / WEIGHTS)
-    saved = Initial(out / WEIGHTS, initial_source, weights_sha256(weights), like.mean, like.std)
+    saved = Initial(out / WEIGHTS, initial_source, weights_sha256(weights), like.mean, like.std, images_seen)
     saved.write(out)
     return saved

@@ -17,9 +17,12 @@ def data_folder(dataset: str) -> Path:
     return Path("data") / dataset
 
 
-def initial_folder(dataset: str, backbone: str, seed: int) -> Path:
-    """What ``pretrain`` writes: the weights that training on the dataset with that seed starts from."""
-    return Path("initial") / f"{dataset}-{backbone}-{seed}"
+def initial_folder(dataset: str, backbone: str, seed: int, run: str | None = None) -> Path:
+    """What ``pretrain`` writes: the weights that training on the dataset with that seed starts from.
+
+    ``run``: the pre-training by a method that made them, None for the warm start.
+    """
+    return Path("initial") / f"{dataset}-{backbone}-{seed}{f'-{run}' if run else ''}"
 
 
 class Job(NamedTuple):
@@ -61,5 +64,5 @@ def jobs(params: Params) -> list[Job]:
 
 def runs(params: Params) -> list[tuple[str, str, str]]:
     """(dataset, run, backbone) of every row of the table."""
-    rows = [(run, params.backbones[kind]) for kind, listed in params.runs.items() for run in listed]
+    rows = [(run, params.backbones[kind]) for kind, listed in params.listed.items() for run in listed]
     return [(data, run, backbone) for data in params.datasets for run, backbone in rows]

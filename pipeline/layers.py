@@ -19,7 +19,7 @@ from core.validation import read_mapping
 from datasets import split_number
 from pipeline.params import ROOT
 
-SECTIONS = ("datasets", "variants", "ablations", "profiles")
+SECTIONS = ("datasets", "variants", "ablations", "profiles", "finetune")
 BACKBONE_SECTIONS = ("train", "pretrain", "references")
 PROFILE_KEYS = ("start_from", "own_backbone", *BACKBONE_SECTIONS, "backbones")
 
@@ -87,7 +87,7 @@ def check_profile(settings: Mapping[str, Any], file: str) -> None:
     ]
     for what, found, known in read:
         for name in found:
-            if name not in known:
+            if (name.partition("-")[0] if what == "method" else name) not in known:
                 raise ConfigError(f"{file}: {unknown(what, name, known)}")
 
 
@@ -117,8 +117,9 @@ def stack(run: Named, overrides: Mapping[str, Any], assignments: Sequence[str]) 
     above.append(Patch("params.yaml (overrides)", overrides, paper=False))
     if run.stage == "train":
         for place, section in (("", chosen), (f"backbones.{run.backbone}.", fitted)):
-            reference = (section.get("references") or {}).get(run.method) or {}
-            above.append(Patch(f"{shared} ({place}references.{run.method})", reference, paper=False))
+            for name in (run.method, f"{run.method}-{run.variant}"):
+                reference = (section.get("references") or {}).get(name) or {}
+                above.append(Patch(f"{shared} ({place}references.{name})", reference, paper=False))
     above.append(Patch("--set", parse_assignments(assignments), paper=False))
     if run.variant != variants(run.method)[0]:
         refuse_hidden(run, asked, above)

@@ -24,11 +24,21 @@ def prepared(dataset: str, data: Path | None) -> Manifest:
 
 
 def initial_weights(
-    dataset: str, backbone: str, seed: int, profile: str | None, data: Path | None, place: Path | None
+    dataset: str,
+    backbone: str,
+    seed: int,
+    profile: str | None,
+    data: Path | None,
+    place: Path | None,
+    pretrained_by: str | None = None,
 ) -> Initial:
-    """The weights that training on a dataset starts from, at ``place`` or where ``pretrain`` puts them."""
-    folder = place or initial_folder(dataset, backbone, seed)
-    given = {"dataset": dataset, "backbone": backbone, "seed": seed or None, "profile": profile}
+    """The weights that training on a dataset starts from, at ``place`` or where ``pretrain`` puts them.
+
+    ``pretrained_by``: the run of a method that makes them, None for the warm start.
+    """
+    folder = place or initial_folder(dataset, backbone, seed, pretrained_by)
+    given = {"method": pretrained_by} if pretrained_by else {}
+    given |= {"dataset": dataset, "backbone": backbone, "seed": seed or None, "profile": profile}
     made_by = command("pretrain", **given, data=data, out=place)
     need(folder / "initial.json", "initial weights", made_by)
     return read_initial(folder)

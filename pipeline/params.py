@@ -35,6 +35,7 @@ class Params(Record):
     datasets: tuple[str, ...]
     backbones: dict[str, str]
     runs: dict[str, tuple[str, ...]]
+    pretrainings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     seeds: tuple[int, ...]
     threads: int = Field(ge=1, le=MOST_THREADS)
     launch: str
@@ -61,7 +62,7 @@ class Params(Record):
             raise ValueError("name at least one backbone, as in {cnn: resnet18_half}")
         return kinds
 
-    @field_validator("runs")
+    @field_validator("runs", "pretrainings")
     @classmethod
     def _known_runs(cls, kinds: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for listed in kinds.values():
@@ -78,6 +79,11 @@ class Params(Record):
             raise ValueError(f"list one seed or more, none of them negative, not {list(seeds)}")
         return _each_once(seeds)
 
+    @property
+    def listed(self) -> dict[str, tuple[str, ...]]:
+        """Every run of each kind of backbone, those that fine-tune a pre-training among them."""
+        return {kind: (*self.runs[kind], *self.pretrainings.get(kind, ())) for kind in self.runs}
+
     def with_worlds(self, count: int) -> Params:
         """The same with the worlds 0 to ``count`` - 1 of drawn people in place of those listed.
 
@@ -93,9 +99,11 @@ class Params(Record):
 
     @model_validator(mode="after")
     def _runs_have_a_backbone(self) -> Params:
-        for kind in self.runs:
-            if kind not in self.backbones:
-                raise ValueError(f"`runs` are listed by kind of backbone: {unknown('kind', kind, self.backbones)}")
+        for section in ("runs", "pretrainings"):
+            for kind in getattr(self, section):
+                if kind not in self.backbones:
+                    listed = unknown("kind", kind, self.backbones)
+                    raise ValueError(f"`{section}` are listed by kind of backbone: {listed}")
         for kind in self.backbones:  # dvc.yaml has a family of stages for each
             if kind not in self.runs:
                 raise ValueError(f"'runs.{kind}' is missing; list its runs, or `{kind}: []` for none")

@@ -32,6 +32,7 @@ class InitialRecord(Record):
     sha256: str | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    images_seen: int = 0  # in pre-training by a method, between the warm start or nothing and these weights
     files: dict[str, str]  # hashes of what lies beside the record, by name
 
 
@@ -46,6 +47,7 @@ class RunRecord(Record):
     dataset: str
     config: dict[str, Any]
     config_hash: str
+    finetuned_by: str | None = None
 
     @property
     def setting(self) -> tuple[str, str, str]:
@@ -81,10 +83,11 @@ class DataRecord(Record):
 
 
 class SourceRecord(Record):
-    """Where initial weights came from, and their hash."""
+    """Where initial weights came from, their hash, and the images that a method saw to pre-train them."""
 
     source: str
     sha256: str | None
+    images_seen: int = 0
 
 
 class InputRecord(Record):

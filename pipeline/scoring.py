@@ -166,7 +166,7 @@ def load_method(record: TrainRecord) -> tuple[Run, Method]:
     """The run and its untrained method, from the record that training wrote."""
     fields = record.run.model_dump(exclude={"config_hash"})
     patch = Patch("train.json", fields.pop("config"), paper=True)
-    config = resolve([patch], methods.load(fields["method"]).Settings)
+    config = resolve([patch], methods.load(record.run.finetuned_by or record.run.method).Settings)
     run = Run(**fields, config=config)
     return run, build_method(run, Sizes(record.capacity, record.source_identities), Streams(record.seed), None)
 
@@ -179,7 +179,7 @@ def read_history(trained: Path) -> pd.DataFrame:
 
 def unlabelled(manifest: Manifest, run: Run) -> str | None:
     """Why there is no ground truth for the images that the run was trained on, or None."""
-    people = manifest.split(methods.load(run.method).needs(run.config).trains_on)["person_id"]
+    people = manifest.split(methods.load(run.trains).needs(run.config).trains_on)["person_id"]
     unknown = int((people <= 0).sum())
     return f"{unknown} of {len(people)} training images of '{manifest.name}' have no person id" if unknown else None
 
@@ -187,7 +187,7 @@ def unlabelled(manifest: Manifest, run: Run) -> str | None:
 def audit_labels(trained: Path, manifest: Manifest, run: Run) -> pd.DataFrame:
     """The audit of every epoch's pseudo-labels against ``train``'s ground truth; nothing of it reaches training."""
     labels = np.load(trained / "labels.npz")["labels"]
-    rows = manifest.split(methods.load(run.method).needs(run.config).trains_on)
+    rows = manifest.split(methods.load(run.trains).needs(run.config).trains_on)
     people, cameras = rows["person_id"].to_numpy(), rows["camera_id"].to_numpy()
     audited = []
     for epoch, current in enumerate(labels):
@@ -211,7 +211,7 @@ class TestSplit:
         self.protocol = datasets.protocol_of(manifest.name)
         self.splits = {"query": self.protocol.query, "gallery": self.protocol.gallery}
         self.mean, self.std = record.input.mean, record.input.std
-        self.needs = methods.load(run.method).needs(run.config)
+        self.needs = methods.load(run.trains).needs(run.config)
         size = run.config.input
         rows = {side: manifest.split(split) for side, split in self.splits.items()}
         self.labels = [

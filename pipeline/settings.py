@@ -23,7 +23,11 @@ SCORES = ("evaluation", "pipeline/scoring.py")
 
 @dataclass(frozen=True)
 class Run:
-    """One cell's settings. ``name`` is METHOD or METHOD-VARIANT, as in params.yaml and stage names."""
+    """One cell's settings. ``name`` is METHOD or METHOD-VARIANT, as in params.yaml and stage names.
+
+    ``finetuned_by``: where the run trains from what its method has pre-trained, the method that does; ``config`` is of
+    that one then.
+    """
 
     name: str
     method: str
@@ -32,6 +36,12 @@ class Run:
     profile: str
     dataset: str
     config: Config
+    finetuned_by: str | None = None
+
+    @property
+    def trains(self) -> str:
+        """The method whose code trains: the run's own, or the one that fine-tunes what its own has pre-trained."""
+        return self.finetuned_by or self.method
 
     @property
     def title(self) -> str:
@@ -63,22 +73,32 @@ def resolve_run(
     stage: str = "train",
     assignments: Sequence[str] = (),
     backbone: str | None = None,
+    pretrains: bool = False,
 ) -> Run:
     """The run's configuration from its layers (``pipeline.layers``); raises ConfigError naming layer and key.
 
-    ``stage`` is ``train`` or ``pretrain`` and picks the profile's patch. ``backbone`` None leaves the method its own.
+    ``stage`` is ``train`` or ``pretrain`` and picks the profile's patch. ``backbone`` None leaves the method its own. A
+    method that pre-trains has two configurations: its own, if ``pretrains``, and that of the fine-tuning.
     """
     method, variant = split_name(name)
-    named = Named(method, variant, dataset, profile, stage, backbone)
-    config = resolve(stack(named, overrides or {}, assignments), methods.load(method).Settings)
-    return Run(name, method, variant, config.backbone.name, profile, dataset, config)
+    follower = None if pretrains else finetuning(method)
+    tuned, of = split_name(follower) if follower else (method, variant)
+    named = Named(tuned, of, dataset, profile, stage, backbone)
+    config = resolve(stack(named, overrides or {}, assignments), methods.load(tuned).Settings)
+    return Run(name, method, variant, config.backbone.name, profile, dataset, config, tuned if follower else None)
+
+
+def finetuning(method: str) -> str | None:
+    """The run, METHOD or METHOD-VARIANT, that fine-tunes what a method pre-trains; None for one that pre-trains not."""
+    named = method_config(method).get("finetune")
+    return None if named is None else str(named)
 
 
 def explain_run(
     name: str, dataset: str, params: Params, stage: str, assignments: Sequence[str], backbone: str | None
 ) -> dict[str, tuple[Any, str]]:
     """Every key of the run's configuration with its value and the layer that set it."""
-    method, variant = split_name(name)
+    method, variant = split_name(finetuning(split_name(name)[0]) or name)
     patches = stack(Named(method, variant, dataset, params.profile, stage, backbone), params.overrides, assignments)
     return winners(patches, resolve(patches, methods.load(method).Settings))
 
@@ -98,8 +118,8 @@ def choose_backbone(name: str, params: Params, asked: str | None = None) -> str 
         return str(patch["backbone.name"])
     if profile_settings(params.profile).get("own_backbone"):
         return None
-    by_run = [kind for kind, listed in params.runs.items() if name in listed]
-    by_method = [k for k, listed in params.runs.items() if any(run.partition("-")[0] == method for run in listed)]
+    by_run = [kind for kind, listed in params.listed.items() if name in listed]
+    by_method = [k for k, listed in params.listed.items() if any(run.partition("-")[0] == method for run in listed)]
     own = dict(leaves(written)).get("backbone.name", Config(None).backbone.name)
     alike = [kind for kind, backbone in params.backbones.items() if is_transformer(backbone) == is_transformer(own)]
     return params.backbones[(by_run or by_method or alike or list(params.backbones))[0]]

@@ -30,7 +30,7 @@ from pipeline.jobs import Job, data_folder, initial_folder, jobs
 from pipeline.params import DRAWN, Params, Rendered
 from pipeline.processes import LOGS, Step, run_all
 from pipeline.records import TrainRecord, read_result, read_train
-from pipeline.settings import resolve_run, scoring_hash
+from pipeline.settings import finetuning, resolve_run, scoring_hash, split_name
 
 Left = TypeVar("Left", bound=TrainRecord)
 
@@ -87,6 +87,8 @@ def run_missing(wanted: Sequence[Job], params: Params, on: Machine) -> None:
     ready = [job for job in dict.fromkeys(wanted) if f"prepare-{job.dataset}" not in failed]
     failed |= run_all(warm_starts(ready, on), on.parallel, on.device)
     ready = [job for job in ready if f"pretrain-{job.dataset}-{job.backbone}-{job.seed}" not in failed]
+    failed |= run_all(pretrainings(ready, on), on.parallel, on.device)
+    ready = [job for job in ready if f"pretrain-{job.name}" not in failed]
     steps = {job.name: job_steps(job, params, on) for job in ready}
     failed |= run_all({name: listed for name, listed in steps.items() if listed}, on.parallel, on.device)
     if failed:
@@ -120,6 +122,23 @@ def warm_starts(wanted: Sequence[Job], on: Machine) -> dict[str, list[Step]]:
             where += ["--params", str(on.params), "--profile", on.profile]
             steps[f"pretrain-{dataset}-{backbone}-{seed}"] = [Step("pretrain", [*where, *computing(on)])]
     return steps
+
+
+def pretrainings(wanted: Sequence[Job], on: Machine) -> dict[str, list[Step]]:
+    """What methods pre-train and is not there yet; as with warm starts, settings that change do not make it again."""
+    steps = {}
+    for job in dict.fromkeys(wanted):
+        if finetuning(split_name(job.run)[0]) and not (start_of(job) / "initial.json").is_file():
+            where = ["--method", job.run, "--dataset", job.dataset, "--backbone", job.backbone, "--seed", str(job.seed)]
+            where += ["--params", str(on.params), "--profile", on.profile]
+            steps[f"pretrain-{job.name}"] = [Step("pretrain", [*where, *computing(on)])]
+    return steps
+
+
+def start_of(job: Job) -> Path:
+    """Where the weights lie that the job starts from."""
+    pretrained_by = job.run if finetuning(split_name(job.run)[0]) else None
+    return initial_folder(job.dataset, job.backbone, job.seed, pretrained_by)
 
 
 def refuse_other_world(dataset: str, drawn: Rendered) -> None:
@@ -158,9 +177,9 @@ def computing(on: Machine) -> list[str]:
 def keys(job: Job, params: Params, on: Machine) -> tuple[str, str]:
     """What names all that decides the job's run, and its result beside the run: a change of it makes them stale."""
     run = resolve_run(job.run, job.dataset, params.profile, params.overrides, backbone=job.backbone)
-    needs = methods.load(run.method).needs(run.config)
+    needs = methods.load(run.trains).needs(run.config)
     manifest = read_manifest(data_folder(job.dataset))
-    initial = read_initial(initial_folder(job.dataset, job.backbone, job.seed)).sha256
+    initial = read_initial(start_of(job)).sha256 if needs.initial else None
     seed = stream_seed(manifest, job.seed)
     device = "cuda" if on.device != "cpu" and torch.cuda.is_available() else "cpu"
     key = run_key(run, manifest, needs, initial, seed, Computing(device, on.threads, 1))

@@ -22,7 +22,7 @@ from core.rng import Streams
 from core.tracking import Tracker, check_tracker
 from pipeline import cli, needed
 from pipeline.assemble import Computing, build_method, run_key, stream_seed, training_data
-from pipeline.initial import Initial
+from pipeline.initial import Initial, from_nothing
 from pipeline.jobs import CACHE, ROOT, Job
 from pipeline.records import (
     TRAINED,
@@ -59,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     torch.set_num_threads(cli.threads(options, params))
     manifest = needed.prepared(options.dataset, options.data)
-    initial = needed.initial_weights(
-        options.dataset, run.backbone, options.seed, options.profile, options.data, options.initial
-    )
+    pretrained_by = run.name if run.finetuned_by else None
+    where = (options.dataset, run.backbone, options.seed, options.profile, options.data, options.initial)
+    initial = needed.initial_weights(*where, pretrained_by)
     out = options.out or Job(options.method, options.dataset, run.backbone, options.seed).trained
     group = distributed.start(options.device)
     try:
@@ -92,7 +92,8 @@ def train(
     content of ``train.json``, whose ``status`` is ``ok``, or ``failed`` with the reason. Meanwhile the run can be
     watched in ``cache/progress`` (``Tracker``).
     """
-    needs = methods.load(run.method).needs(run.config)
+    needs = methods.load(run.trains).needs(run.config)
+    initial = initial if needs.initial else from_nothing(initial)
     data, sizes = training_data(run, manifest, needs, initial, group, cache)
     drawn = stream_seed(manifest, seed)
     streams = Streams(drawn)
@@ -112,10 +113,10 @@ def train(
             source_identities=sizes.source_identities,
             needs=NeedsRecord(cameras=tuple(sorted(needs.cameras)), identities=needs.labelled),
             data=data_record(manifest),
-            initial=SourceRecord(source=initial.source, sha256=initial.sha256),
+            initial=SourceRecord(source=initial.source, sha256=initial.sha256, images_seen=initial.images_seen),
             input=InputRecord(mean=tuple(initial.mean), std=tuple(initial.std)),
             cost=cost(progress),
-            code=code_hash(run.method),
+            code=code_hash(run.trains),
             key=digest(key),
             provenance=provenance_record(group, ROOT),
             files={},  # by ``publish``

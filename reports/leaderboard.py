@@ -45,6 +45,8 @@ COST = {
     "variant": "variant",
     "backbone": "backbone",
     "images_seen": "images seen",
+    "source_images_seen": "source images seen",
+    "pretraining_images_seen": "pre-training images seen",
     "images_per_second": "images/s",
     "seconds_extract": "s extract",
     "seconds_label": "s label",
@@ -54,7 +56,9 @@ COST = {
     "peak_memory_gib": "peak GiB",
 }
 COST_NOTE = (
-    "Mean over runs of the whole run. images/s: images seen in training per second of the run, labelling included. "
+    "Mean over runs of the whole run. Source images are seen beside the others, with their ids; those of pre-training "
+    "by a method, before the fine-tuning that the row is of. images/s: images seen in training per second of the run, "
+    "labelling included. "
     "`label`: all between extraction and the memories (Jaccard distance, DBSCAN, what the method adds). Peak memory is "
     "the device's on CUDA and the process's on the CPU. Timings of runs that shared a machine are upper bounds."
 )
@@ -156,7 +160,7 @@ def cost_table(part: pd.DataFrame) -> str:
     """Markdown of what each run that trains costs."""
     shown = part.loc[pd.to_numeric(part["images_seen"]) > 0, list(COST)].rename(columns=COST)
     for column in list(COST.values())[3:]:
-        form = ".0f" if column.startswith(("images", "s ")) else ".1f"
+        form = ".0f" if column.startswith("s ") or "images" in column else ".1f"
         shown[column] = [number(value, form) for value in shown[column]]
     return markdown_table(shown)
 

@@ -72,7 +72,7 @@ def resolve_replay(replayed: Replayed) -> Run:
     }
     assignments = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     name = f"{method}-{variant}" if "variants" in written else method
-    return settings.resolve_run(name, "rendered", "published", assignments=assignments)
+    return settings.resolve_run(name, "rendered", "published", assignments=assignments, pretrains=True)
 
 
 def replay(replayed: Replayed, record: Record) -> None:

@@ -99,7 +99,7 @@ class Model:
     @property
     def needs_cameras(self) -> bool:
         """Whether the test uses the camera of each image."""
-        return "test" in methods.load(self.run.method).needs(self.run.config).cameras
+        return "test" in methods.load(self.run.trains).needs(self.run.config).cameras
 
     def embed(self, images: Tensor | Sequence[Picture], cameras: np.ndarray | None = None) -> Embedded:
         """Outputs by name, on the CPU: ``feature`` (N, D), and what a method's own distance reads beside it.
@@ -225,6 +225,6 @@ def has_own_distance(method: Method) -> bool:
 
 def notes(record: TrainRecord) -> tuple[str, ...]:
     """What has changed since the model was trained."""
-    if record.code == code_hash(record.run.method):
+    if record.code == code_hash(record.run.trains):
         return ()
-    return (f"the code of {record.run.method} or of the core has changed since this model was trained",)
+    return (f"the code of {record.run.trains} or of the core has changed since this model was trained",)

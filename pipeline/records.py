@@ -50,6 +50,11 @@ class RunRecord(Record):
     finetuned_by: str | None = None
 
     @property
+    def trains(self) -> str:
+        """The method whose code trained, as in ``settings.Run``."""
+        return self.finetuned_by or self.method
+
+    @property
     def setting(self) -> tuple[str, str, str]:
         """What a run shares with its warm start and with the runs it is compared with."""
         return self.dataset, self.profile, self.backbone

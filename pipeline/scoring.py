@@ -166,7 +166,7 @@ def load_method(record: TrainRecord) -> tuple[Run, Method]:
     """The run and its untrained method, from the record that training wrote."""
     fields = record.run.model_dump(exclude={"config_hash"})
     patch = Patch("train.json", fields.pop("config"), paper=True)
-    config = resolve([patch], methods.load(record.run.finetuned_by or record.run.method).Settings)
+    config = resolve([patch], methods.load(record.run.trains).Settings)
     run = Run(**fields, config=config)
     return run, build_method(run, Sizes(record.capacity, record.source_identities), Streams(record.seed), None)
 

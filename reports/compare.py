@@ -81,12 +81,7 @@ def compare(results: Sequence[Result]) -> pd.DataFrame:
         weights = SharedWeights(together[0].run.dataset)
         rows += compare_family("baseline", planned, weights)
         rows += compare_family("pairs", [(b, a) for a, b in combinations(methods, 2)], weights)
-    return with_counts(pd.DataFrame(rows, columns=COLUMNS))
-
-
-def with_counts(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with whole numbers of worlds; empty where a dataset has none."""
-    return table.astype({"worlds": "Int64"})
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"worlds": "Int64"})
 
 
 def baselines(cell: Cell, others: Sequence[Cell]) -> list[Cell]:

@@ -20,6 +20,7 @@ BACKBONE = "resnet18_half"
 RUN = "cluster_contrast"
 COMPUTING = ("--device", "cpu", "--threads", "1")
 TINY = ("--dataset", "rendered", "--profile", "tiny", "--backbone", BACKBONE, *COMPUTING)
+TABLES = ("leaderboard.csv", "leaderboard.md", "worlds.csv", "curves.png")
 EVALUATE = ("--method", RUN, "--dataset", "rendered", "--backbone", BACKBONE, "--data", "data", *COMPUTING)
 TRAIN = ("--method", RUN, *TINY, "--data", "data", "--initial", "initial", "--cache", "cache")
 
@@ -76,7 +77,7 @@ STAGES = {
     ),
     "configure": Stage("configure", ("--out", "out"), ["out"], {}, {}),
     "leaderboard": Stage(
-        *("leaderboard", (), ["results/leaderboard.csv", "results/leaderboard.md", "results/curves.png"]),
+        *("leaderboard", (), [f"results/{name}" for name in TABLES]),
         *({"results/runs": "results/runs"}, {}),
     ),
 }

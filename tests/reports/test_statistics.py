@@ -61,21 +61,24 @@ def test_over_worlds_intervals_cover_95_in_100_and_five_in_100_tables_at_most_ho
         assert uncorrected > 0.07, "without Holm's correction the family holds more false verdicts than one test"
 
 
-@pytest.mark.parametrize(("replicates", "start"), [(3, START), (5, START), (5, 0.0)])
+@pytest.mark.parametrize(("replicates", "start"), [(3, START), (3, 0.1), (5, 0.0)])
 def test_two_level_intervals_cover_95_in_100_and_five_in_100_tables_at_most_hold_a_false_verdict(
     replicates: int, start: float
 ) -> None:
-    """Of 300 tables of five methods: Monte Carlo standard error 1.3 points for the tables, 0.7 for coverage."""
+    """Of 250 tables of five methods: Monte Carlo standard error 1.4 points for the tables, 0.8 for coverage.
+
+    Starts decide, or people, or both.
+    """
     rng = np.random.default_rng(21)
-    covered, false, tables = [], 0, 300
+    covered, false, tables = [], 0, 250
+    weights = identity_weights(60, rng, 500)
     for _ in range(tables):
         differences, people = made_replicates(rng, replicates, start=start)
-        weights = identity_weights(60, rng, 500)
         found = [two_level(one, people, weights) for one in differences]
         covered += [one.low <= true <= one.high for one, true in zip(found, TRUE, strict=True)]
         false += rejects_one_that_is_true(np.array([one.p for one in found]))
     assert 0.93 <= np.mean(covered) <= 0.97
-    assert false / tables <= ALPHA + 2 * 0.013
+    assert false / tables <= ALPHA + 2 * 0.014
 
 
 def test_over_worlds_is_the_paired_t_test() -> None:

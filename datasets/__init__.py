@@ -16,6 +16,7 @@ from evaluation.protocol import Protocol
 
 HERE = Path(__file__).parent
 HELPERS = {"base"}
+BESIDE = "-from-"  # in the name of a dataset that has another's training images as its source
 USUAL_PROTOCOL = "market1501"  # most datasets' rules
 
 
@@ -43,8 +44,18 @@ def load(name: str) -> Dataset:
     return dataset
 
 
+def split_pair(name: str) -> tuple[str, str | None]:
+    """``TARGET-from-SOURCE`` -> (TARGET, SOURCE); others -> (name, None)."""
+    target, _, source = name.partition(BESIDE)
+    return target, source or None
+
+
 def protocol_of(name: str) -> Protocol:
-    """The protocol that runs on a dataset are scored by; raises DatasetError when it has other folds than the data."""
+    """The protocol that runs on a dataset are scored by, a pair's by its target's.
+
+    Raises DatasetError when it has other folds than the data.
+    """
+    name, _ = split_pair(name)
     dataset = load(name)
     protocol = protocols.load(dataset.protocol or (name if name in protocols.available() else USUAL_PROTOCOL))
     if protocol.folds != dataset.folds:
@@ -54,4 +65,5 @@ def protocol_of(name: str) -> Protocol:
 
 def notices(name: str) -> tuple[str, ...]:
     """What every table of numbers on the dataset must say: its protocol's notices, or its own; none for other names."""
+    name, _ = split_pair(name)
     return (protocol_of(name).notices or load(name).notices) if name in available() else ()

@@ -16,7 +16,7 @@ from core.backbones.net import BACKBONES
 from core.config import Config, ConfigError, Patch, parse_assignments
 from core.names import unknown
 from core.validation import read_mapping
-from datasets import split_number
+from datasets import split_number, split_pair
 from pipeline.params import ROOT
 
 SECTIONS = ("datasets", "variants", "ablations", "profiles", "finetune")
@@ -100,7 +100,7 @@ def stack(run: Named, overrides: Mapping[str, Any], assignments: Sequence[str]) 
     file, shared = f"methods/{run.method}/config.yaml", f"profiles/{run.profile}.yaml"
     written, chosen = method_config(run.method), profile_settings(run.profile)
     own = {key: value for key, value in written.items() if key not in SECTIONS}
-    override = (written.get("datasets") or {}).get(split_number(run.dataset)[0]) or {}
+    override = (written.get("datasets") or {}).get(split_number(split_pair(run.dataset)[0])[0]) or {}
     named = named_patches(written, file).get(run.variant) or {}
     fitted = (chosen.get("backbones") or {}).get(run.backbone) or {}
     asked = Patch(f"{file} (variant {run.variant})", named, paper=True)

@@ -52,7 +52,7 @@ def need(file: Path, what: str, made_by: str) -> None:
 
 def prepare_hint(dataset: str, data: Path | None) -> str:
     """The command that prepares a dataset; for a name that none has, how images of one's own get it."""
-    name, _ = datasets.split_number(dataset)
+    name, _ = datasets.split_number(datasets.split_pair(dataset)[0])
     if name == DRAWN:
         return f"run `{command('prepare', dataset=dataset, out=data)}` first"
     if name in datasets.available():

@@ -3,24 +3,29 @@
 Every dataset but `rendered` is read from --root, the folder that holds, or is, the dataset's own
 folder; nothing there is changed and archives are not opened. `rendered` is drawn into --out first.
 A dataset with several partitions is prepared one at a time, as NAME-FOLD (cuhk03_classic_detected-0), and so is a
-world of drawn people (rendered-3).
+world of drawn people (rendered-3). With --source, another dataset's training images stand beside it as its labelled
+source; the pair is a dataset of its own, called TARGET-from-SOURCE (market1501-from-dukemtmc says the same).
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 import datasets
 from core import distributed
 from core.files import forget
 from core.images import UnreadableImages, find_unreadable
 from core.lock import locked
-from core.manifest import UNKNOWN, Manifest, build_manifest
+from core.manifest import LABELS, UNKNOWN, Manifest, build_manifest
 from datasets.base import (
     Dataset,
     DatasetError,
@@ -42,7 +47,10 @@ ALLOW = "--allow-unknown-fingerprint"
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 when the manifest is written; a folder that did not exist is left behind only then."""
     options = _parser().parse_args(argv)
-    name, number = datasets.split_number(options.dataset)
+    target, source = datasets.split_pair(options.dataset)
+    source = options.source or source
+    options.dataset = f"{target}{datasets.BESIDE}{source}" if source else target
+    name, number = datasets.split_number(target)
     dataset = datasets.load(name)
     drawn = name == DRAWN
     if drawn and options.world is None:
@@ -55,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with locked(out):
         try:
             manifest, status = prepare(dataset, fold, out, options)
+            if source:
+                manifest = beside(manifest, dataset, source, out, options)
             manifest.write(out)
         except BaseException:
             if not there:
@@ -82,9 +92,43 @@ def prepare(dataset: Dataset, fold: int, out: Path, options: argparse.Namespace)
     return manifest, manifest.info["fingerprint_status"]
 
 
+def beside(target: Manifest, dataset: Dataset, source: str, out: Path, options: argparse.Namespace) -> Manifest:
+    """The target with the training images of ``source`` as its source split, people and cameras numbered after its own.
+
+    Raises DatasetError for a target that has a source or several folds, and for two datasets of the same people.
+    """
+    name, number = datasets.split_number(source)
+    other = datasets.load(name)
+    if target.has("source") or dataset.folds > 1 or DRAWN in (dataset.name, name):
+        raise DatasetError(
+            f"{dataset.name} cannot have {source} as its source: worlds of drawn people have one of their own, and a "
+            "dataset of several folds is prepared without"
+        )
+    if name == dataset.name or (other.collection and other.collection == dataset.collection):
+        raise DatasetError(f"{dataset.name} and {source} are of the same people; choose another --source")
+    found = read_dataset(other, options.root, out / "source", chosen_fold(other, number), options.allow)
+    root = Path(os.path.commonpath([target.root.resolve(), found.root.resolve()]))
+    tables = []
+    for manifest in (target, found):
+        place = manifest.root.resolve().relative_to(root)
+        tables.append(manifest.table.assign(path=[(place / path).as_posix() for path in manifest.table["path"]]))
+    own, rows = tables[0], tables[1][tables[1]["split"] == "train"].assign(split="source")
+    for label in LABELS:
+        known = rows[label] > UNKNOWN
+        rows.loc[known, label] += int(own[label].max()) + 1
+    table = pd.concat([rows, own], ignore_index=True)
+    fingerprint = hashlib.sha256(f"{target.fingerprint}\0{found.fingerprint}".encode()).hexdigest()
+    states = [manifest.info["fingerprint_status"] for manifest in (target, found)]
+    info = {**target.info, "source": {"name": source, "fingerprint": found.fingerprint, **found.info}}
+    info["notices"] = list(dict.fromkeys([*target.info["notices"], *found.info["notices"]]))
+    info["fingerprint_status"] = states[0] if states[0] == states[1] else f"target {states[0]}, source {states[1]}"
+    return Manifest(table, root, f"{dataset.name}{datasets.BESIDE}{source}", fingerprint, info)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("prepare", __doc__ or "")
     parser.add_argument("--dataset", required=True, help="what to prepare; NAME-FOLD for one of several partitions")
+    parser.add_argument("--source", help="a dataset whose training images, with their ids, are the source beside it")
     parser.add_argument("--root", type=Path, help="folder that holds, or is, the dataset's own folder")
     parser.add_argument("--out", type=Path, help="folder to write to; default: data/DATASET")
     parser.add_argument(

@@ -152,14 +152,19 @@ def shared_people(record: TrainRecord, manifest: Manifest) -> str | None:
     """
     if same_data(record, manifest):
         return None
-    known = [name for name in (record.data.name, manifest.name) if name in datasets.available()]
-    collections = [datasets.load(name).collection for name in known]
-    if len(collections) < 2 or not collections[0] or collections[0] != collections[1]:
+    trained, tested = (collections(name) for name in (record.data.name, datasets.split_pair(manifest.name)[0]))
+    if not trained & tested:
         return None
     return (
-        f"{collections[0]}'s partitions divide the same people differently, so that people of this test split "
+        f"{min(trained & tested)}'s partitions divide the same people differently, so that people of this test split "
         "may be among those that it was trained on"
     )
+
+
+def collections(name: str) -> set[str]:
+    """Of which collections a dataset, or either side of a pair, is a partition."""
+    sides = [datasets.split_number(side)[0] for side in datasets.split_pair(name) if side]
+    return {datasets.load(side).collection for side in sides if side in datasets.available()} - {""}
 
 
 def load_method(record: TrainRecord) -> tuple[Run, Method]:

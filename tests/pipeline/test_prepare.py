@@ -262,3 +262,48 @@ def test_a_users_table_goes_through(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "dataset.csv", index=False)
     assert run("csv", tmp_path, tmp_path / "out") == 0
     assert read_manifest(tmp_path / "out").counts() == {"train": {"images": 2, "identities": 0, "cameras": 0}}
+
+
+def test_a_pair_has_the_others_training_images_as_its_source_under_a_name_and_fingerprint_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "disk"
+    trees.market(root)
+    trees.duke(root)
+    for arguments in (["--dataset", "market1501", "--source", "dukemtmc"], ["--dataset", "market1501"]):
+        assert prepare.main([*arguments, "--root", str(root), ALLOW]) == 0
+    pair, alone = read_manifest(Path("data/market1501-from-dukemtmc")), read_manifest(Path("data/market1501"))
+    assert (pair.name, pair.info["source"]["name"]) == ("market1501-from-dukemtmc", "dukemtmc")
+    assert pair.fingerprint not in (alone.fingerprint, pair.info["source"]["fingerprint"])
+    source = pair.split("source")
+    assert sorted(Path(path).name for path in source["path"]) == sorted(trees.DUKE_NAMES["bounding_box_train"])
+    assert source["person_id"].nunique() == 2
+    assert all(path.is_file() for split in ("source", "train", "query", "gallery") for path in pair.paths(split))
+    for label in ("person_id", "camera_id"):
+        others = set(pair.table[label][pair.table["split"] != "source"])
+        assert not others & set(source[label])
+    for split in ("train", "query", "gallery", "junk"):
+        kept = [Path(path).name for path in pair.split(split)["path"]]
+        assert kept == [Path(path).name for path in alone.split(split)["path"]], "the target in its own order"
+    assert datasets.protocol_of(pair.name) == datasets.protocol_of("market1501")
+    assert prepare.main(["--dataset", "market1501-from-dukemtmc", "--root", str(root), ALLOW]) == 0
+    assert read_manifest(Path("data/market1501-from-dukemtmc")).fingerprint == pair.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "reason"),
+    [
+        ("market1501", "market1501", "same people"),
+        ("cuhk03np_labeled", "cuhk03np_detected", "same people"),
+        ("market1501", "rendered-0", "one of their own"),
+    ],
+)
+def test_a_source_of_the_same_people_or_of_drawn_ones_is_refused(
+    tmp_path: Path, target: str, source: str, reason: str
+) -> None:
+    trees.market(tmp_path)
+    trees.cuhk_folder(tmp_path, "labeled")
+    with pytest.raises(DatasetError, match=reason):
+        run(target, tmp_path, tmp_path / "out", "--source", source, ALLOW)
+    assert not (tmp_path / "out").exists()

@@ -40,6 +40,7 @@ VERBS = {
     "pretrain": Verb("pipeline.pretrain", "make the weights that training starts from", "--dataset rendered-0"),
     "train": Verb("pipeline.train", "train one method", "--method hhcl-paper --dataset rendered-0 --seed 0"),
     "evaluate": Verb("pipeline.evaluate", "test a trained run", "--method hhcl-paper --dataset rendered-0 --seed 0"),
+    "external": Verb("pipeline.external", "score systems from outside by their features", "--name osnet"),
     "cross_domain": Verb("pipeline.cross_domain", "test every run on every prepared dataset", ""),
     "sweep": Verb("pipeline.sweep", "run all jobs of params.yaml without DVC", "--jobs 2"),
     "ablation": Verb("pipeline.ablation", "train and table a method's ablation rows", "--method hhcl --seeds 0 1 2"),

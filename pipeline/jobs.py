@@ -57,6 +57,11 @@ class Job(NamedTuple):
         return Path("results/nearest") / f"{self.name}.json"
 
 
+def external_folder(name: str, dataset: str) -> Path:
+    """What ``external`` writes of a system from outside on a dataset."""
+    return RUNS / f"external-{name}-{dataset}"
+
+
 def jobs(params: Params) -> list[Job]:
     """Every job of params.yaml, in its order."""
     return [Job(run, data, name, seed) for data, run, name in runs(params) for seed in params.seeds]

@@ -28,6 +28,29 @@ class Rendered(Record):
     size: str
 
 
+class External(Record):
+    """A system from outside the suite on one dataset: the file of its features, as `evaluate --features` takes them.
+
+    name: of its row, the same for all its datasets. normalize: L2-normalise first. about: what readers should know of
+    its training, in a few words.
+    """
+
+    name: str
+    dataset: str
+    features: str
+    normalize: bool = False
+    about: str = ""
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name) or name.partition("-")[0] in methods.available():
+            raise ValueError(
+                f"'{name}' is no name of an outside system: letters, digits, '_', '.', '-', and no method's"
+            )
+        return name
+
+
 class Params(Record):
     """What params.yaml says; README and the file's own comments explain the keys."""
 
@@ -42,6 +65,7 @@ class Params(Record):
     data_root: str
     rendered: Rendered
     overrides: dict[str, Any] = Field(default_factory=dict)
+    external: tuple[External, ...] = ()
 
     @field_validator("datasets")
     @classmethod
@@ -78,6 +102,12 @@ class Params(Record):
         if not seeds or min(seeds) < 0:
             raise ValueError(f"list one seed or more, none of them negative, not {list(seeds)}")
         return _each_once(seeds)
+
+    @field_validator("external")
+    @classmethod
+    def _each_system_once_per_dataset(cls, systems: tuple[External, ...]) -> tuple[External, ...]:
+        _each_once(tuple(f"external {system.name} on {system.dataset}" for system in systems))
+        return systems
 
     @property
     def listed(self) -> dict[str, tuple[str, ...]]:

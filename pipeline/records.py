@@ -236,6 +236,30 @@ class PublishedRecord(TrainRecord):
     verification: Verification | None
 
 
+class ExternalRecord(Record):
+    """result.json of a system from outside, of which nothing but its features is known.
+
+    run: its name, as method too; profile and configuration are not its own. features: the hash of the file. seed: 0, of
+    its one result. selection: what was scored is both last and best.
+    """
+
+    status: Literal["ok"]
+    run: RunRecord
+    seed: int
+    fold: int | None
+    world: int | None
+    about: str
+    features: str
+    normalised: bool
+    protocol: ProtocolRecord
+    scoring: str
+    tested_on: DataRecord
+    selection: Selection
+    verification: Verification | None
+    evaluated_with: ProvenanceRecord
+    files: dict[str, str]  # hashes of what lies beside the record, by name
+
+
 class NotRunRecord(Record):
     """What tables know of a job that has no result; it is never written."""
 
@@ -291,6 +315,12 @@ def read_train(trained: Path) -> TrainRecord:
     """What training wrote of a run; raises UserError when the run is not there."""
     missing = f"{trained} holds no trained run; run `python -m pipeline.train` first"
     return read_record(TrainRecord, trained / TRAINED, missing)
+
+
+def read_external(folder: Path) -> ExternalRecord:
+    """What ``external`` wrote of a system from outside, unchecked; raises UserError when it is not there."""
+    file = folder / SCORED
+    return read_record(ExternalRecord, file, f"{file} does not exist; run `python -m pipeline.external` first")
 
 
 def read_result(evaluated: Path) -> ResultRecord:

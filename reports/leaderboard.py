@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -12,10 +14,11 @@ import datasets
 from core.files import replacing, write_csv, write_json, write_text
 from evaluation import metrics
 from pipeline import cli
-from reports import reference
+from reports import external, reference
 from reports.compare import NOTE as COMPARISON_NOTE
 from reports.compare import RANKS, compare, difference_table, to_baseline
 from reports.correlation import beside_papers
+from reports.external import Outside
 from reports.published import rows as published_rows
 from reports.record import Result
 from reports.summary import curves, summary
@@ -23,6 +26,7 @@ from reports.table import KEY, MAIN, NOT_RUN, leaderboard, read_results, warn_of
 from reports.text import NONE, counts, markdown_table, number
 from reports.worlds import world_table
 
+NOTHING, NONE_BESIDE = Outside([], []), MappingProxyType[str, str]({})
 SHOWN = {
     "method": "method",
     "variant": "variant",
@@ -79,7 +83,7 @@ PUBLISHED_NOTE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write leaderboard.csv and .md, worlds.csv, curves.png and .csv and summary.json, and print the table."""
+    """Write leaderboard.csv, .md and the other tables and the curves; print the leaderboard."""
     arguments = cli.parser("leaderboard", __doc__ or "")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
     cli.add_worlds_argument(arguments)
@@ -88,9 +92,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments.add_argument("--out", type=Path, default=Path("results"), help="folder to write")
     options = arguments.parse_args(argv)
-    results = reference.read(options.source) if options.source else read_results(cli.read_params(options))
+    if options.source:
+        results, outside = reference.read(options.source), NOTHING
+    else:
+        params = cli.read_params(options)
+        results, outside = read_results(params), external.read(params)
     warn_of_unusable(results)
-    text = write_table(results, options.out)
+    for fault in outside.faults:
+        print(fault, file=sys.stderr)
+    beside = external.compare(outside, results)
+    write_csv(options.out / "external.csv", beside)
+    text = write_table(results, options.out, external.sections(outside, beside))
     made = [result for result in results if result.record.status != NOT_RUN]
     draw_curves(made, options.out / "curves.png")
     write_csv(options.out / "curves.csv", curves(made))
@@ -99,12 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_table(results: Sequence[Result], folder: Path) -> str:
-    """Write leaderboard.csv and .md and worlds.csv, and return the text of the second."""
+def write_table(results: Sequence[Result], folder: Path, beside: Mapping[str, str] = NONE_BESIDE) -> str:
+    """Write leaderboard.csv and .md and worlds.csv, and return the text of the second (``markdown``)."""
     table = compared_table(results)
     write_csv(folder / "leaderboard.csv", table)
     write_csv(folder / "worlds.csv", world_table(results))
-    text = markdown(table)
+    text = markdown(table, beside)
     write_text(folder / "leaderboard.md", text)
     return text
 
@@ -114,12 +126,16 @@ def compared_table(results: Sequence[Result]) -> pd.DataFrame:
     return to_baseline(leaderboard([result.record for result in results]), compare(results))
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The leaderboard and the published numbers of its methods, one section per dataset and profile."""
+def markdown(table: pd.DataFrame, beside: Mapping[str, str] = NONE_BESIDE) -> str:
+    """The leaderboard and the published numbers of its methods, one section per dataset and profile.
+
+    ``beside``: by dataset, what stands below its table: systems from outside.
+    """
     sections = ["# Leaderboard", ""]
     for (dataset, profile), part in table.groupby(["dataset", "profile"], sort=False):
         notices = [f"Notice: {notice}.\n" for notice in datasets.notices(dataset)]
         sections += [f"## {dataset}, profile {profile}", "", *notices, NOTE, "", main_table(part), ""]
+        sections += [beside[dataset]] if dataset in beside else []
         compared = part.dropna(subset=["baseline"])
         if len(compared):
             title = f"### Differences to the baseline: {dataset}, profile {profile}"

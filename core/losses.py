@@ -46,7 +46,7 @@ def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) ->
     anchor's label (0 when it is alone), d_negative that to the nearest image of another label
     (infinite in a batch of one label, whose loss is 0).
     """
-    positive, negative = _hardest_distances(features, labels)
+    positive, negative = hardest_distances(features, labels)
     return F.relu(margin + positive - negative).mean()
 
 
@@ -55,11 +55,11 @@ def softmax_triplet(features: Tensor, labels: Tensor) -> Tensor:
 
     Arguments and distances as in ``batch_hard_triplet``.
     """
-    positive, negative = _hardest_distances(features, labels)
+    positive, negative = hardest_distances(features, labels)
     return F.softplus(positive - negative).mean()
 
 
-def _hardest_distances(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def hardest_distances(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(B,) distances to the farthest positive and to the nearest negative of every anchor."""
     features = at_least_float32(features)
     same = labels[:, None] == labels[None, :]

@@ -38,6 +38,7 @@ from evaluation.rerank import rerank
 from methods.camera_styles.aibn import AIBN
 from methods.cap.method import CAP
 from methods.cap.method import Settings as CAPSettings
+from methods.clc.losses import paired_triplet
 from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.hhcl.method import HHCL
@@ -481,12 +482,26 @@ def style_norm(data: Arrays) -> Iterator[Comparison]:
 
 
 def hhl_triplet(data: Arrays) -> Iterator[Comparison]:
-    """CamStyle's label smoothing, each with its gradient."""
+    """Triplets of one domain and of both together, and CamStyle's label smoothing, each with its gradient."""
+    sides = ("source", "target")
+    features = {side: _tensor(data[side]).requires_grad_() for side in sides}
+    labels = {side: torch.from_numpy(data[f"{side}_labels"]) for side in sides}
+    margin = float(data["margin"])
+    for side in sides:
+        loss = paired_triplet(features[side], labels[side], margin)
+        yield f"loss_{side}", loss.detach().numpy(), data[f"loss_{side}"]
+        if f"grad_{side}" in data:
+            yield f"grad_{side}", torch.autograd.grad(loss, features[side])[0].numpy(), data[f"grad_{side}"]
+    apart = torch.cat([labels["source"], labels["target"] + labels["source"].max() + 1])
+    loss = paired_triplet(torch.cat([features[side] for side in sides]), apart, margin)
+    yield "loss_joint", loss.detach().numpy(), data["loss_joint"]
+    for side, gradient in zip(sides, torch.autograd.grad(loss, list(features.values())), strict=True):
+        yield f"grad_joint_{side}", gradient.numpy(), data[f"grad_joint_{side}"]
+
     logits = _tensor(data["logits"]).requires_grad_()
     loss = smoothed_cross_entropy(logits, torch.from_numpy(data["logit_labels"]), float(data["epsilon"]))
-    (gradient,) = torch.autograd.grad(loss, logits)
     yield "loss_smoothed", loss.detach().numpy(), data["loss_smoothed"]
-    yield "grad_smoothed", gradient.numpy(), data["grad_smoothed"]
+    yield "grad_smoothed", torch.autograd.grad(loss, logits)[0].numpy(), data["grad_smoothed"]
 
 
 KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,19 +79,29 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(world: Tin
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
+def permuted(world: TinyWorld, folder: Path, chosen: Callable[[pd.Series], pd.Series]) -> str:
+    """The tiny people with other ids in the chosen splits."""
+    manifest = read_manifest(world.data)
+    table = manifest.table.copy()
+    rows = chosen(table["split"])
+    table.loc[rows, "person_id"] = np.random.default_rng(0).permutation(table["person_id"][rows].to_numpy())
+    Manifest(table, manifest.root.resolve(), manifest.name, manifest.fingerprint, manifest.info).write(folder)
+    return str(folder)
+
+
 @pytest.mark.parametrize("method", sorted(set(TRAINED) - {"supervised"}))
 def test_permuting_person_ids_leaves_the_trained_weights_bit_identical(
     world: TinyWorld, method: str, tmp_path: Path
 ) -> None:
-    manifest = read_manifest(world.data)
-    table = manifest.table.copy()
-    rng = np.random.default_rng(0)
-    table["person_id"] = rng.permutation(table["person_id"].to_numpy())
-    shuffled = Manifest(table, manifest.root.resolve(), manifest.name, manifest.fingerprint, manifest.info)
-    shuffled.write(tmp_path / "shuffled")
-    run(world, method, tmp_path / "plain")
-    run(world, method, tmp_path / "permuted", "--data", str(tmp_path / "shuffled"))
+    """All ids but those of the source where the method declares them: these change its weights."""
+    declared = run(world, method, tmp_path / "plain")["needs"]["identities"]
+    hidden = permuted(world, tmp_path / "hidden ids", lambda split: split != declared)
+    run(world, method, tmp_path / "permuted", "--data", hidden)
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "permuted"))
+    if declared:
+        seen = permuted(world, tmp_path / "seen ids", lambda split: split == declared)
+        run(world, method, tmp_path / "other source", "--data", seen)
+        assert not same(weights(tmp_path / "plain"), weights(tmp_path / "other source"))
 
 
 def test_the_supervised_bound_does_see_the_ids(world: TinyWorld, tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ def difference(line: dict[str, Any]) -> Cell:
     """The difference to the baseline in points, with its interval."""
     if not known(line["difference"]):
         return Cell(NONE, "", "number")
-    text = f"{signed(line['difference'])} {interval(line['low'], line['high'])}"
+    around = f" {interval(line['low'], line['high'])}" if known(line["low"]) else ""
+    text = f"{signed(line['difference'])}{around}"
     return Cell(text, float(line["difference"]), "number")
 
 

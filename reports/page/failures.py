@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from reports.page.material import Material, Row, nearest_of, run_name
 from reports.page.panel import Panel
 from reports.record import Result
 
-WIDTH, HEIGHT, ACROSS = 40, 80, 50  # pixels of a picture, and pictures in a line of the sheet
-QUALITY = 60  # of WebP: about 400 bytes for a picture
-BYTES = 900  # of a picture on the page, base64 and its place in the lists included, at the most
+WIDTH, HEIGHT, ACROSS = 32, 64, 50  # pixels of a picture, and pictures in a line of the sheet
+QUALITY = 60  # of WebP: about 310 bytes for a picture
+BYTES = 600  # of a picture on the page, base64 and its place in the lists included, at the most
 SHOWN = 10  # of a query's nearest images
 NO_ROOM = "The page has no room for pictures beside so many rows."
 NOT_SHOWN = "Images of real people are not shown, and no dataset here is of drawn ones."
@@ -100,20 +101,24 @@ def gallery(ranked: Sequence[Ranked], manifest: Manifest, chosen: list[int]) -> 
 
 
 def choose_queries(ranked: Sequence[Ranked], most: int) -> list[int]:
-    """Each row's worst queries, as many of each as ``most`` pictures allow with the lists of all rows."""
+    """The worst query of every row, then the second of each and so on, while ``most`` pictures suffice.
+
+    A query brings its own picture and those in the lists of all rows, so that any two can be shown side by side.
+    """
     orders = []
     for found in ranked:
-        table = found.result.queries
-        assert table is not None
-        orders.append(table.sort_values("ap", kind="stable")["query"].tolist())
+        assert found.result.queries is not None
+        orders.append(found.result.queries.sort_values("ap", kind="stable")["query"].tolist())
     chosen: list[int] = []
-    for depth in range(1, max(map(len, orders), default=0) + 1):
-        more = sorted({number for order in orders for number in order[:depth]})
-        pictures = {place for found in ranked for number in more for place in found.nearest.lists[number][:SHOWN]}
-        if len(more) + len(pictures) > most:
+    pictures: set[int] = set()
+    for number in dict.fromkeys(chain.from_iterable(zip_longest(*orders))):
+        if number is None:
+            continue
+        pictures |= {place for found in ranked for place in found.nearest.lists[number][:SHOWN]}
+        if len(chosen) + 1 + len(pictures) > most:
             break
-        chosen = more
-    return chosen
+        chosen.append(number)
+    return sorted(chosen)
 
 
 def row_data(found: Ranked, chosen: Sequence[int], sheet_place: Mapping[int, int]) -> dict[str, Any]:

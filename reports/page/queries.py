@@ -43,9 +43,9 @@ def with_ap(row: Row) -> list[Result]:
 
 
 def runs_kept(rows: Sequence[Row], most: int = MOST) -> int:
-    """How many runs of each row the page has room for; one at the least."""
+    """How many runs of each row the page has room for: one at the least, and all where they fit."""
     largest = max(len(result.queries) for row in rows for result in with_ap(row))  # type: ignore[arg-type]
-    return max(1, most // (len(rows) * largest))
+    return min(max(1, most // (len(rows) * largest)), max(len(with_ap(row)) for row in rows))
 
 
 def run_data(result: Result, sets: dict[tuple[int, ...], int], asked: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,12 +20,14 @@ panels.push(function failures() {
   const [first, second, order, more] = ["failures-a", "failures-b", "failures-order", "failures-more"].map(byId);
   const list = byId("failures-list");
   const step = 6;
+  const [width, height] = [1.25 * held.width, 1.25 * held.height]; // as shown
   let shown = step;
 
   function card(place, kind, told, text) {
-    const { width, height, across } = held;
-    const made = element("div", "", { class: `card ${kind}`, role: "img", "aria-label": told });
-    const style = `width:${width}px;height:${height}px;` +
+    const { across } = held;
+    const box = { class: `card ${kind}`, role: "img", "aria-label": told, style: `width:${width + 6}px` };
+    const made = element("div", "", box);
+    const style = `width:${width}px;height:${height}px;background-size:${across * width}px auto;` +
       `background-position:-${(place % across) * width}px -${Math.floor(place / across) * height}px`;
     made.append(element("span", "", { class: "image", style }), element("span", text));
     return made;

@@ -65,6 +65,7 @@ from methods.spcl.method import Settings as SpCLSettings
 from methods.spcl.method import SpCL
 from methods.vitc_ureid.method import Settings as ViTCSettings
 from methods.vitc_ureid.method import ViTCUReID
+from tests import parity_adaptation
 from tests.lockstep import lockstep
 
 RTOL, ATOL = 1e-4, 1e-6
@@ -525,6 +526,7 @@ KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "lockstep_cluster_contrast": lockstep,
     "lockstep_hhcl": lockstep,
     "lockstep_spcl": lockstep,
+    **parity_adaptation.KINDS,
 }
 
 

@@ -77,6 +77,34 @@ def make_stage(
     return nn.Sequential(*blocks)
 
 
+class LinearBasicBlock(BasicBlock):
+    """A basic block without the ReLU at its end."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features)))))
+        return branch + (features if self.downsample is None else self.downsample(features))
+
+
+class LinearBottleneck(Bottleneck):
+    """A bottleneck without the ReLU at its end."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        branch = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features))))))
+        branch = self.bn3(self.conv3(branch))
+        return branch + (features if self.downsample is None else self.downsample(features))
+
+
+LINEAR: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: LinearBasicBlock, Bottleneck: LinearBottleneck}
+
+
+def end_without_relu(network: nn.Module) -> None:
+    """Let a ResNet's map have negative values, as MAR's and its descendants' do; weights and their names stay."""
+    if not isinstance(network, ResNet):
+        raise UserError(f"only a ResNet ends with a ReLU that can be left out, not a {type(network).__name__}")
+    *_, last = network.get_submodule(STAGES[-1]).children()
+    last.__class__ = LINEAR.get(type(last), type(last))
+
+
 class InstanceBatchNorm(nn.Module):
     """IBN: instance norm on the first half of the channels, batch norm on the rest (1807.09441)."""
 

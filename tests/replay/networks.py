@@ -8,9 +8,9 @@ from core.backbones.resnet import ResNet
 from core.backbones.vit import VisionTransformer
 
 
-def cnn() -> ResNet:
-    """A ResNet with one block per stage, 8 to 64 channels; strides and all else are the suite's defaults."""
-    return ResNet(BasicBlock, (1, 1, 1, 1), width=8)
+def cnn(**options: int) -> ResNet:
+    """A ResNet with one block per stage, 8 to 64 channels; what ``options`` leave out is the suite's default."""
+    return ResNet(BasicBlock, (1, 1, 1, 1), width=8, **options)
 
 
 def vit() -> VisionTransformer:

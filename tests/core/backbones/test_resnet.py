@@ -7,7 +7,16 @@ from torchvision.models.resnet import ResNet as TorchvisionResNet
 
 from core.backbones.batchnorm import GroupedBatchNorm2d
 from core.backbones.net import seeded_init
-from core.backbones.resnet import STAGES, InstanceBatchNorm, resnet18_half, resnet50, resnet50_ibn
+from core.backbones.resnet import (
+    STAGES,
+    InstanceBatchNorm,
+    end_without_relu,
+    resnet18_half,
+    resnet50,
+    resnet50_ibn,
+)
+from core.backbones.vit import vit_tiny6_ics
+from core.errors import UserError
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -113,3 +122,17 @@ def test_stem_relu_can_be_left_out():
         without(images())
     assert (stem < 0).any()
     assert torch.equal(caught[0], wanted)
+
+
+@pytest.mark.parametrize("make", [resnet18_half, resnet50])
+def test_a_map_without_its_last_relu_is_the_map_before_it_under_the_same_names(make):
+    network, linear = make(), make()
+    linear.load_state_dict(network.state_dict())
+    end_without_relu(linear)
+    assert list(linear.state_dict()) == list(network.state_dict())
+    with torch.no_grad():
+        plain, signed = network.eval()(images()), linear.eval()(images())
+    assert (signed < 0).any()
+    assert torch.equal(signed.relu(), plain)
+    with pytest.raises(UserError, match="only a ResNet"):
+        end_without_relu(vit_tiny6_ics())

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 import datasets
-from reports import report
+from reports import reference, report
 from reports.page import board, cost, failures, queries
+from reports.page.material import gather
 from reports.table import MAIN
 from reports.text import interval, number, signed
 from tests.reports.conftest import Site
@@ -210,3 +211,18 @@ def test_a_clone_without_runs_gets_a_page_that_says_what_is_missing(
     assert states == ["not run", "not run"]
     missing = sum(attributes.get("class") == "missing" for _, attributes in read.tags)
     assert missing >= 8
+
+
+def test_the_committed_form_of_results_gives_the_same_table_and_curves_without_runs(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usable = [result for row in site.material.rows for result in row.usable if row.line["method"] != FAILED]
+    monkeypatch.chdir(tmp_path)
+    reference.write(usable, tmp_path / "reference")
+    assert report.main(["--from", "reference", "--out", "page.html"]) == 0
+    read = Reader((tmp_path / "page.html").read_text())
+    assert {"forest-0", "cost-0", "curve-audit_ari", "pairs", "distance-bins"} <= set(read.attributes("id"))
+    material = gather(usable)
+    shown = cells(read, Site(tmp_path, tmp_path, material))
+    for row in material.rows:
+        assert shown[row.name][MAIN.title] == number(row.line[f"{MAIN.name}_mean"], MAIN.form)

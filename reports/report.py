@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from core.errors import UserError
 from core.files import write_text
 from pipeline import cli
 from reports import reference
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--out", type=Path, default=Path("results/report.html"), help="file to write")
     options = arguments.parse_args(argv)
     results = reference.read(options.source) if options.source else read_results(cli.read_params(options))
+    if not results:  # params.yaml always asks for some
+        raise UserError(f"{options.source} holds no rows yet; leave --from out for a page of what was run here")
     warn_of_unusable(results)
     material = gather(results)
     text = whole(material, panels(material, options.source or Path("results")), facts(results))

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 import datasets
+from core.errors import UserError
 from reports import reference, report
 from reports.page import board, cost, failures, queries
 from reports.page.material import gather
@@ -226,3 +227,8 @@ def test_the_committed_form_of_results_gives_the_same_table_and_curves_without_r
     shown = cells(read, Site(tmp_path, tmp_path, material))
     for row in material.rows:
         assert shown[row.name][MAIN.title] == number(row.line[f"{MAIN.name}_mean"], MAIN.form)
+
+
+def test_a_reference_without_rows_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no rows yet"):
+        report.main(["--from", str(tmp_path)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from core.data import Pixels, TrainingData
 from core.images import ImageStore
+from core.translator import load_generator, translated
 
 LEAST_DEVIATION = 1e-6  # levels; an image of one colour has none, and keeps its form, which is flat
 Look = tuple[Tensor, Tensor]  # mean and deviation per channel
@@ -29,14 +31,21 @@ class StyleSettings:
 
     backend: ``camera`` moves the mean and the deviation of its colours by what the two cameras' averages differ;
         ``exemplar`` gives it those of a random image of the other camera; ``fourier`` that image's low-frequency
-        amplitudes; ``mixstyle`` mixes statistics of features (``core/mixstyle.py``) and leaves images as they are, as
-        ``none`` does, the control. beta: of ``fourier``, the share of the shorter side that counts as low.
+        amplitudes; ``stargan`` sends it through the generator in the file ``translator``; ``mixstyle`` mixes statistics
+        of features (``core/mixstyle.py``) and leaves images as they are, as ``none`` does, the control.
+    beta: of ``fourier``, the share of the shorter side that counts as low.
     """
 
-    backend: Literal["camera", "exemplar", "fourier", "mixstyle", "none"] = "camera"
+    backend: Literal["camera", "exemplar", "fourier", "stargan", "mixstyle", "none"] = "camera"
     beta: float = 0.02
+    translator: str | None = None
 
     def __post_init__(self) -> None:
+        if self.backend == "stargan" and self.translator is None:
+            raise ValueError(
+                "settings.styles.backend 'stargan' reads a trained generator: run `python -m pipeline translate` and "
+                "set settings.styles.translator to the file that it names"
+            )
         if not 0 <= self.beta <= 0.5:
             raise ValueError(f"settings.styles.beta is a share of the shorter side, 0 to 0.5, not {self.beta}")
 
@@ -50,10 +59,12 @@ class Styles:
 
     def __init__(self, settings: StyleSettings, stores: Sequence[ImageStore], cameras: Sequence[np.ndarray]) -> None:
         self.settings, self.target = settings, stores[0]
-        numbers, counts = zip(*(_numbered(taken) for taken in cameras), strict=True)
+        numbers, counts = zip(*(numbered(taken) for taken in cameras), strict=True)
         self.targets, self._source_row = counts[0], len(cameras[0])
         shifts = np.concatenate([[0], np.cumsum(counts)])
         self.of_image = torch.from_numpy(np.concatenate([n + s for n, s in zip(numbers, shifts, strict=False)]))
+        if settings.backend == "stargan":
+            self._generator = load_generator(Path(settings.translator or ""), self.targets).to(self.target.device)
         moments = [torch.cat(both) for both in zip(*(image_moments(store) for store in stores), strict=True)]
         self._image_means, self._image_deviations = (values[: self._source_row] for values in moments)
         self.means, self.deviations = (_averages(values, self.of_image) for values in moments)
@@ -120,6 +131,8 @@ class Styles:
         if self.settings.backend == "camera":
             look, new_look = ((self.means[style], self.deviations[style]) for style in (own, wanted))
             return recoloured(images, look, new_look)
+        if self.settings.backend == "stargan":
+            return translated(self._generator, images, wanted)
         exemplars = self._rows[self._starts[wanted] + (chance * self._counts[wanted]).long()]
         if self.settings.backend == "exemplar":
             new_look = (self._image_means[exemplars], self._image_deviations[exemplars])
@@ -172,7 +185,7 @@ def _averages(values: Tensor, groups: Tensor) -> Tensor:
     return total / groups.bincount()[:, None]
 
 
-def _numbered(cameras: np.ndarray) -> tuple[np.ndarray, int]:
+def numbered(cameras: np.ndarray) -> tuple[np.ndarray, int]:
     """Cameras as 0..n-1 without gaps, and n: one that took no training image is no style."""
     known, numbers = np.unique(cameras, return_inverse=True)
     return numbers, len(known)

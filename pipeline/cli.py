@@ -38,6 +38,7 @@ VERBS = {
     "prepare": Verb("pipeline.prepare", "write the manifest of a dataset", "--dataset rendered-0"),
     "configure": Verb("pipeline.configure", "resolve every run's configuration into a file", ""),
     "pretrain": Verb("pipeline.pretrain", "make the weights that training starts from", "--dataset rendered-0"),
+    "translate": Verb("pipeline.translate", "train a generator of camera styles", "--dataset rendered-0"),
     "train": Verb("pipeline.train", "train one method", "--method hhcl-paper --dataset rendered-0 --seed 0"),
     "evaluate": Verb("pipeline.evaluate", "test a trained run", "--method hhcl-paper --dataset rendered-0 --seed 0"),
     "external": Verb("pipeline.external", "score systems from outside by their features", "--name osnet"),

@@ -5,11 +5,20 @@ BIN := $(CURDIR)/$(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
-.PHONY: leaderboard report ablation test torture lint bench verify replay-record readme lock clean
+.PHONY: leaderboard quick report ablation test torture lint bench verify replay-record readme lock clean
 
 leaderboard: $(READY)
 	dvc repro
 	@cat results/leaderboard.md
+
+# A tour in a folder of its own: a tiny world, three methods, the table and the page quick/results/report.html.
+quick: $(READY)
+	mkdir -p quick
+	cd quick && PYTHONPATH=.. python -m pipeline sweep --params ../params.quick.yaml --jobs 2
+	@grep -q '^external: \[\]' params.quick.yaml || \
+	  { cd quick && PYTHONPATH=.. python -m pipeline external --params ../params.quick.yaml; }
+	cd quick && PYTHONPATH=.. python -m pipeline leaderboard --params ../params.quick.yaml
+	cd quick && PYTHONPATH=.. python -m pipeline report --params ../params.quick.yaml
 
 # One page of all results, which needs no network; the gallery of failures is ranked first where weights are.
 report: $(READY)
@@ -63,4 +72,4 @@ $(READY): requirements.lock
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache data initial results/runs results/training results/configs
+	rm -rf $(VENV) .cache data initial results/runs results/training results/configs quick

@@ -1,4 +1,7 @@
-"""The surveyed methods, one folder each; the folder's name is the method's name."""
+"""The surveyed methods, one folder each; the folder's name is the method's name.
+
+``_template`` is no method: ``python -m pipeline new_method NAME`` copies it to begin one.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ HERE = Path(__file__).parent
 
 
 def available() -> list[str]:
-    """Names of all methods."""
-    return sorted(path.parent.name for path in HERE.glob("*/method.py"))
+    """Names of all methods; a folder whose name begins with an underscore holds none."""
+    return sorted(path.parent.name for path in HERE.glob("[!_]*/method.py"))
 
 
 def folder(name: str) -> Path:

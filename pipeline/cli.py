@@ -45,6 +45,7 @@ VERBS = {
     "cross_domain": Verb("pipeline.cross_domain", "test every run on every prepared dataset", ""),
     "sweep": Verb("pipeline.sweep", "run all jobs of params.yaml without DVC", "--jobs 2"),
     "ablation": Verb("pipeline.ablation", "train and table a method's ablation rows", "--method hhcl --seeds 0 1 2"),
+    "new_method": Verb("pipeline.new_method", "begin a method of your own from a template", "my_method"),
     "embed": Verb("pipeline.embed", "embed a folder of crops", "--model published/hhcl --images crops --out crops.npz"),
     "search": Verb(
         "pipeline.search",

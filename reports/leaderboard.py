@@ -77,8 +77,7 @@ NOTE = (
 )
 PANELS = {MAIN.name: f"test {MAIN.title}", "audit_ari": "pseudo-label ARI", "clusters": "clusters"}
 PUBLISHED_NOTE = (
-    "What the papers print for their own data, beside which nothing above may be put: `rendered` is drawn, not "
-    "photographed."
+    "What the papers print for photographs. No number above may be compared with them: `rendered` is drawn."
 )
 
 

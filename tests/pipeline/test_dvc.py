@@ -198,8 +198,8 @@ def test_adding_a_seed_leaves_finished_runs_alone(clone: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_the_readmes_experiment_reaches_the_settings_of_every_run(clone: Clone) -> None:
-    change = re.search(r"`dvc exp run -S (\S+)`", (ROOT / "README.md").read_text())
+def test_the_experiment_of_the_page_how_to_reaches_the_settings_of_every_run(clone: Clone) -> None:
+    change = re.search(r"`dvc exp run -S (\S+)`", (ROOT / "docs/how_to.md").read_text())
     assert change
     assert change[1].startswith("+overrides.clustering.eps=")
     clone.dvc("exp", "run", "-S", change[1], "configure")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,10 @@ from pipeline.settings import variants
 from tests.conftest import TinyWorld
 
 TRAINED = sorted(set(methods.available()) - {"warm_start"})
+# Columns of history.csv that every method has; docs/how_to.md lists them.
+COMMON = re.compile(
+    r"epoch|lr|clusters|outliers|(source_)?images_seen|peak_\w+|seconds_(extract|label|jaccard|cluster|memories|train)"
+)
 
 
 def weights(folder: Path, epoch: int = 2) -> dict[str, torch.Tensor]:
@@ -40,6 +45,12 @@ def run(world: TinyWorld, method: str, out: Path, *more: str) -> dict[str, objec
     return json.loads((out / "train.json").read_text())
 
 
+def columns_of_readme(method: str) -> set[str]:
+    """Columns of history.csv that a method's README says it adds."""
+    section = (methods.folder(method) / "README.md").read_text().partition("\n## Run\n")[2].partition("\n## ")[0]
+    return set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+
+
 @pytest.mark.parametrize("method", TRAINED)
 def test_every_method_trains_and_is_scored_on_rendered_people(world: TinyWorld, method: str, tmp_path: Path) -> None:
     record = run(world, method, tmp_path / "trained")
@@ -50,6 +61,9 @@ def test_every_method_trains_and_is_scored_on_rendered_people(world: TinyWorld, 
     assert list(history["epoch"]) == [1, 2]
     assert len(losses.columns)
     assert np.isfinite(losses.to_numpy()).all()
+    if method != "supervised":  # it has no README
+        own = {name for name in history if not COMMON.fullmatch(name)}
+        assert own == columns_of_readme(method), f"methods/{method}/README.md names the columns that the method adds"
     assert evaluate.main(world.evaluate_arguments(method, tmp_path / "trained", tmp_path / "scored")) == 0
     result = json.loads((tmp_path / "scored/result.json").read_text())
     last = result["selection"]["last"]

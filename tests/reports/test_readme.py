@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from reports.readme import (
     replace_between,
     with_leaderboard,
     with_measured,
+    with_six_columns,
 )
 from reports.record import read_result
 from tests.reports.synthetic import write_result
@@ -53,9 +55,12 @@ def test_a_clone_without_runs_and_data_shows_the_rows_of_its_reference(
     verify.update([read_result(folder) for folder in ran], Path("results/reference"))
     shutil.rmtree("results/runs")
     Path("results/reference/leaderboard.csv").unlink()
-    Path("README.md").write_text(TEXT)
+    Path("docs").mkdir()
+    for page in ("README.md", "docs/leaderboard.md"):
+        Path(page).write_text(TEXT)
     readme.show(Path("results/reference"), Path("README.md"))
-    assert "| 62.5 " in Path("README.md").read_text()
+    for page in ("README.md", "docs/leaderboard.md"):
+        assert "| 62.5 " in Path(page).read_text()
     assert Path("results/reference/leaderboard.csv").is_file()
     assert Path("docs/curves.png").stat().st_size > 10_000
 
@@ -64,9 +69,22 @@ REFERENCE = ROOT / "results" / "reference"
 SURVEYED = [name for name in methods.available() if (methods.folder(name) / "README.md").is_file()]
 
 
-def test_the_project_s_readme_shows_the_committed_leaderboard() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert with_leaderboard(text, REFERENCE) == text, "results/reference has changed: run `make readme`"
+@pytest.mark.parametrize(
+    ("page", "shown"), [("README.md", with_six_columns), ("docs/leaderboard.md", with_leaderboard)]
+)
+def test_a_page_shows_the_committed_leaderboard(page: str, shown: Callable[[str, Path], str]) -> None:
+    text = (ROOT / page).read_text()
+    assert shown(text, REFERENCE) == text, "results/reference has changed: run `make readme`"
+
+
+def test_the_readme_s_table_has_six_columns_and_says_why_a_row_has_no_number(tmp_path: Path) -> None:
+    lost = {**board_row("hcl", float("nan")), "status": "failed: no clusters", "difference": None}
+    pd.DataFrame([board_row("hhcl", 71.26), lost]).to_csv(tmp_path / "leaderboard.csv")
+    markers = f"{START.format(name='leaderboard', command='make readme')}\n{END.format(name='leaderboard')}"
+    rows = [line.strip("| ").split("|") for line in with_six_columns(markers, tmp_path).splitlines() if line[:1] == "|"]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    assert cells[2] == ["hhcl", "resnet18_half", "71.3", "+1.0 [-1.0, +3.0]", "sampler", "adapted"]
+    assert cells[3] == ["hcl", "resnet18_half", "failed: no clusters", "-", "sampler", "adapted"]
 
 
 @pytest.mark.parametrize("method", SURVEYED)
@@ -119,4 +137,5 @@ def board_row(method: str, mean: float) -> dict[str, object]:
         **{"method": method, "variant": "default", "dataset": "rendered", "profile": "controlled"},
         **{"backbone": "resnet18_half", "seeds": 3, "mAP_mean": mean, "mAP_sd": 1.0, "gain_over_warm_start": 5.0},
         **{"baseline": "cluster_contrast", "difference": 1.0, "low": -1.0, "high": 3.0, "verdict": "better"},
+        **{"status": "ok", "camera_use": "sampler", "fidelity": "adapted"},
     }

@@ -36,6 +36,9 @@ from core.teacher import Teacher
 from evaluation.ranking import evaluate_ranking
 from evaluation.rerank import rerank
 from methods.camera_styles.aibn import AIBN
+from methods.camera_styles.exemplars import exemplar_nll
+from methods.camera_styles.method import CameraStyles
+from methods.camera_styles.method import Settings as CameraStylesSettings
 from methods.cap.method import CAP
 from methods.cap.method import Settings as CAPSettings
 from methods.clc.losses import paired_triplet
@@ -482,6 +485,26 @@ def style_norm(data: Arrays) -> Iterator[Comparison]:
     yield "mixstyle_grad", gradient.numpy(), data["mixstyle_grad"]
 
 
+def ecn_exemplar(data: Arrays) -> Iterator[Comparison]:
+    """ECN's loss before and after neighbours join, with its gradient, and its memory."""
+    epochs, temperature, neighbours = 100, float(data["temperature"]), int(data["neighbours"])
+    memory = InstanceMemory(_tensor(data["memory_0"]), 0.0)
+    for step in range(sum(name.startswith("inputs_") for name in data)):
+        inputs, rows = _tensor(data[f"inputs_{step}"]).requires_grad_(), torch.from_numpy(data[f"indices_{step}"])
+        epoch = int(data[f"epoch_{step}"])
+        settings = CameraStylesSettings(exemplar_momentum=epochs * float(data["alpha"]), camera_weight=0.0)
+        joined = neighbours if epoch >= settings.neighbours_from else 0
+        loss = exemplar_nll(inputs, memory.rows, rows, temperature, joined)
+        (gradient,) = torch.autograd.grad(loss, inputs)
+        yield f"loss_{step}", loss.detach().numpy(), data[f"loss_{step}"]
+        yield f"grad_{step}", gradient.numpy(), data[f"grad_{step}"]
+        method = CameraStyles(Config(settings, schedule=Schedule(epochs=epochs)), nn.Identity(), len(memory))
+        method.memory, method.exemplars = CentroidMemory(memory.rows, 1.0), memory
+        batch = Batch([], rows, torch.zeros_like(rows), None, {}, epoch)
+        method.after_step({"feature": inputs.detach()}, batch)
+        yield f"memory_{step + 1}", memory.rows.numpy().copy(), data[f"memory_{step + 1}"]
+
+
 def hhl_triplet(data: Arrays) -> Iterator[Comparison]:
     """Triplets of one domain and of both together, and CamStyle's label smoothing, each with its gradient."""
     sides = ("source", "target")
@@ -523,6 +546,7 @@ KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "ise": ise,
     "style_norm": style_norm,
     "hhl_triplet": hhl_triplet,
+    "ecn_exemplar": ecn_exemplar,
     "lockstep_cluster_contrast": lockstep,
     "lockstep_hhcl": lockstep,
     "lockstep_spcl": lockstep,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,16 +11,17 @@ from torch import Tensor
 
 from core.backbones.net import Embedder
 from core.backbones.resnet import ResNet
-from core.config import Config
+from core.config import Config, per_epochs
 from core.data import Batch, Labels, Needs, Pixels, TrainingData
 from core.errors import UserError
 from core.losses import cluster_nll, similarities, smoothed_cross_entropy
-from core.memory import CentroidMemory, ProxyMemory
+from core.memory import CentroidMemory, InstanceMemory, ProxyMemory
 from core.method import Method
 from core.mixstyle import MixStyle
 from core.proxy_losses import inter_camera
 from core.styles import Styles, StyleSettings
 from methods.camera_styles.aibn import adapt
+from methods.camera_styles.exemplars import exemplar_nll
 
 MIXED_STAGES = ("layer1", "layer2")
 
@@ -31,8 +32,9 @@ class Settings:
 
     style_mean: clusters the mean feature over an image's styles, not the image's own. style_views: of how many styles,
     its own included; None for all cameras. copy_weight, style_weight, camera_weight: eta, lambda_s and lambda_c.
-    smoothing: of the copies' labels. update_with_copies: copies enter the memories too. norm: ``aibn`` puts AIBN in the
-    place of the backbone's batch norms.
+    smoothing: of the copies' labels. exemplar_weight: of ECN's loss on images and copies, with exemplar_neighbours from
+    epoch neighbours_from on and a memory whose momentum grows to exemplar_momentum. update_with_copies: copies enter
+    the memories too. norm: ``aibn`` puts AIBN in the place of the backbone's batch norms.
     """
 
     temperature: float = 0.05
@@ -45,6 +47,10 @@ class Settings:
     camera_weight: float = 0.5
     proxy_temperature: float = 0.07
     negatives: int = 50
+    exemplar_weight: float = 0.0
+    exemplar_neighbours: int = 6
+    neighbours_from: float = per_epochs(5)
+    exemplar_momentum: float = 0.6
     update_with_copies: bool = False
     norm: Literal["bn", "aibn"] = "bn"
     styles: StyleSettings = field(default_factory=StyleSettings)
@@ -57,13 +63,14 @@ class Settings:
                 "settings.style_mean takes the mean over changed images and settings.styles.backend 'mixstyle' changes "
                 "none of them; set style_mean to false or choose another backend"
             )
-        if self.negatives < 1:
-            raise ValueError(f"settings.negatives must be at least 1, not {self.negatives}")
+        for name in ("negatives", "exemplar_neighbours"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"settings.{name} must be at least 1, not {getattr(self, name)}")
 
     @property
     def copies(self) -> bool:
         """Whether a loss reads copies of the images in other styles."""
-        return self.copy_weight > 0 or self.style_weight > 0
+        return self.copy_weight > 0 or self.style_weight > 0 or self.exemplar_weight > 0
 
 
 class CameraStyles(Method):
@@ -73,10 +80,13 @@ class CameraStyles(Method):
 
     memory: CentroidMemory
     proxies: ProxyMemory
+    exemplars: InstanceMemory | None
 
     def __init__(self, config: Config, embedder: Embedder, capacity: int) -> None:
         super().__init__(config, embedder, capacity)
         self._styles: Styles | None = None
+        self.exemplars = None
+        self._kept: dict[str, Tensor] | None = None
         self.mixstyle = MixStyle()
         backbone = getattr(embedder, "backbone", None)
         settings: Settings = config.settings
@@ -156,6 +166,18 @@ class CameraStyles(Method):
         self.memory = CentroidMemory.of_clusters(self._clustered(data), labels.ids, settings.momentum)
         if settings.camera_weight:
             self.proxies = ProxyMemory(data.features(), labels.ids, data.cameras("loss"), settings.momentum)
+        if settings.exemplar_weight and self.exemplars is None:
+            self.exemplars = InstanceMemory(data.features(), 0.0)
+            if self._kept is not None:
+                self.exemplars.load_state_dict(self._kept)
+
+    def memory_state(self) -> dict[str, Any]:
+        """The exemplars, which outlive an epoch, where there are any."""
+        return {} if self.exemplars is None else self.exemplars.state_dict()
+
+    def load_memory_state(self, state: dict[str, Any]) -> None:
+        """Inverse of ``memory_state``; the rows wait for the next epoch's start."""
+        self._kept = state or None
 
     def loss(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Identity of the images; where there are copies, theirs and what they differ by; camera proxies."""
@@ -171,6 +193,12 @@ class CameraStyles(Method):
             logits = self.proxies.logits(feature, settings.proxy_temperature)
             inter = inter_camera(logits, self.proxies.same_cluster(batch.targets), settings.negatives)
             terms["camera"] = settings.camera_weight * inter.mean()
+        if self.exemplars is not None:
+            neighbours = settings.exemplar_neighbours if batch.epoch >= settings.neighbours_from else 0
+            given = (self.exemplars.rows, batch.indices, settings.temperature, neighbours)
+            seen = [feature] if copy is None else [feature, copy]
+            losses = torch.stack([exemplar_nll(features, *given) for features in seen])
+            terms["exemplar"] = settings.exemplar_weight * losses.mean()
         return terms
 
     def after_step(self, output: dict[str, Tensor], batch: Batch) -> None:
@@ -181,3 +209,9 @@ class CameraStyles(Method):
             self.memory.update(output[name], batch.targets)
             if settings.camera_weight:
                 self.proxies.update(output[name], self.proxies.of_image[batch.indices])
+        if self.exemplars is not None:
+            share = int(batch.epoch) / self.config.schedule.epochs
+            self.exemplars.momentum = settings.exemplar_momentum * share
+            for name in ("feature", "copy"):
+                if name in output:
+                    self.exemplars.update(output[name], batch.indices)

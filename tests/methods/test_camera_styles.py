@@ -287,3 +287,21 @@ def test_aibn_normalises_in_groups_and_remembers_the_first(generator) -> None:
     torch.testing.assert_close(layer.running_var, alone.running_var)
     with pytest.raises(UserError, match="one value per channel"):
         layer(features[:, :, :1, :1])
+
+
+def test_exemplars_tell_an_image_and_its_copy_from_all_others_and_outlive_an_epoch(scene: Scene, generator) -> None:
+    asked = {"style_mean": False, "style_weight": 0.0, "exemplar_weight": 0.5, "exemplar_neighbours": 3}
+    method = filled(camera_styles(**asked), scene)
+    output, batch = with_copy(scene, generator), scene.batch(epoch=2)
+    alone = method.loss(output, batch)["exemplar"]
+    logits = [output[name] @ method.exemplars.rows.T / 0.05 for name in ("feature", "copy")]
+    torch.testing.assert_close(alone, 0.25 * sum(F.cross_entropy(each, scene.rows) for each in logits))
+    assert method.loss(output, scene.batch(epoch=5))["exemplar"] > alone
+    detached = {name: value.detach() for name, value in output.items()}
+    method.after_step(detached, batch)
+    resumed = camera_styles(**asked)
+    resumed.load_memory_state(method.memory_state())
+    filled(resumed, scene)
+    assert torch.equal(resumed.exemplars.rows, method.exemplars.rows)
+    assert not torch.equal(resumed.exemplars.rows, scene.features)
+    assert filled(camera_styles(style_mean=False), scene).memory_state() == {}

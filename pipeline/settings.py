@@ -78,10 +78,13 @@ def resolve_run(
     """The run's configuration from its layers (``pipeline.layers``); raises ConfigError naming layer and key.
 
     ``stage`` is ``train`` or ``pretrain`` and picks the profile's patch. ``backbone`` None leaves the method its own. A
-    method that pre-trains has two configurations: its own, if ``pretrains``, and that of the fine-tuning.
+    method that pre-trains has two configurations: its own, if ``pretrains``, and that of the fine-tuning, whose network
+    is the one that was pre-trained.
     """
     method, variant = split_name(name)
     follower = None if pretrains else finetuning(method)
+    if follower and backbone is None:
+        backbone = dict(leaves(method_config(method))).get("backbone.name")
     tuned, of = split_name(follower) if follower else (method, variant)
     named = Named(tuned, of, dataset, profile, stage, backbone)
     config = resolve(stack(named, overrides or {}, assignments), methods.load(tuned).Settings)

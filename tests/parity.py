@@ -53,6 +53,7 @@ from methods.ise.method import Settings as ISESettings
 from methods.ise.supports import degree
 from methods.o2cap.method import O2CAP
 from methods.o2cap.method import Settings as O2CAPSettings
+from methods.oriented_kd_ssl import losses as distillation
 from methods.pplr.method import PPLR
 from methods.pplr.method import Settings as PPLRSettings
 from methods.selective_contrastive.contrast import (
@@ -505,6 +506,41 @@ def ecn_exemplar(data: Arrays) -> Iterator[Comparison]:
         yield f"memory_{step + 1}", memory.rows.numpy().copy(), data[f"memory_{step + 1}"]
 
 
+def dino_ibot(data: Arrays) -> Iterator[Comparison]:
+    """DINO's loss of views and iBOT's of hidden tokens, each with its gradient and its centre."""
+    temperature, momentum = float(data["student_temperature"]), float(data["center_momentum"])
+    crops, views = int(data["global_views"]), int(data["global_views"]) + int(data["local_views"])
+    for step in range(sum(name.startswith("dino_loss_") for name in data)):
+        student = _tensor(data[f"dino_student_{step}"]).requires_grad_()
+        teacher = _tensor(data[f"dino_teacher_{step}"]).chunk(crops)
+        seen = [(view if view < crops else None, logits) for view, logits in enumerate(student.chunk(views))]
+        for code, found in (("dino", "dino_loss"), ("ibot", "ibot_loss_cls")):
+            centre, warmth = _tensor(data[f"{code}_center_{step}"]), float(data[f"dino_teacher_temperature_{step}"])
+            taught = [distillation.sharpened(logits, centre, warmth) for logits in teacher]
+            loss = distillation.alignment(taught, seen, temperature)
+            yield f"{found}_{step}", loss.detach().numpy(), data[f"{found}_{step}"]
+            after = distillation.moved(centre, teacher, momentum)
+            yield f"{code}_center_{step + 1}", after.numpy(), data[f"{code}_center_{step + 1}"]
+            if code == "dino":
+                (gradient,) = torch.autograd.grad(loss, student)
+                yield f"dino_grad_{step}", gradient.numpy(), data[f"dino_grad_{step}"]
+        yield from _ibot_tokens(data, step, temperature, momentum)
+
+
+def _ibot_tokens(data: Arrays, step: int, temperature: float, momentum: float) -> Iterator[Comparison]:
+    student = _tensor(data[f"ibot_student_patch_{step}"]).requires_grad_()
+    teacher, centre = _tensor(data[f"ibot_teacher_patch_{step}"]), _tensor(data[f"ibot_patch_center_{step}"])
+    taught = distillation.sharpened(teacher, centre, float(data[f"ibot_patch_temperature_{step}"]))
+    lacking = distillation.cross_entropy(taught, student, temperature)
+    hidden = torch.from_numpy(data[f"ibot_mask_{step}"])
+    loss = distillation.mean_of_images(distillation.of_hidden(lacking, hidden))
+    (gradient,) = torch.autograd.grad(loss, student)
+    after = distillation.moved(centre, [teacher.mean(dim=1)], momentum)
+    yield f"ibot_loss_patch_{step}", loss.detach().numpy(), data[f"ibot_loss_patch_{step}"]
+    yield f"ibot_grad_patch_{step}", gradient.numpy(), data[f"ibot_grad_patch_{step}"]
+    yield f"ibot_patch_center_{step + 1}", after.numpy(), data[f"ibot_patch_center_{step + 1}"]
+
+
 def hhl_triplet(data: Arrays) -> Iterator[Comparison]:
     """Triplets of one domain and of both together, and CamStyle's label smoothing, each with its gradient."""
     sides = ("source", "target")
@@ -547,6 +583,7 @@ KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
     "style_norm": style_norm,
     "hhl_triplet": hhl_triplet,
     "ecn_exemplar": ecn_exemplar,
+    "dino_ibot": dino_ibot,
     "lockstep_cluster_contrast": lockstep,
     "lockstep_hhcl": lockstep,
     "lockstep_spcl": lockstep,

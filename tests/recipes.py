@@ -25,8 +25,11 @@ OWN = ("rendered", "csv", "folder")  # no paper publishes a recipe for them
 
 
 def recipe(method: str, dataset: str) -> dict[str, Any]:
-    """Key -> value of the headline variant under `--profile published`, without any other layer."""
-    found = leaves(resolve_run(method, dataset, "published").config.as_dict())
+    """Key -> value of the headline variant under `--profile published`, without any other layer.
+
+    A method that pre-trains has its own here; that of its fine-tuning stands under the method that does it.
+    """
+    found = leaves(resolve_run(method, dataset, "published", pretrains=True).config.as_dict())
     return {key: list(value) if isinstance(value, tuple) else value for key, value in found}
 
 

@@ -83,23 +83,37 @@ class VisionTransformer(nn.Module):
         images: Tensor,
         cameras: Tensor | None = None,
         after: Mapping[str, nn.Module] | None = None,
+        hidden: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Class token (B, dim) and map of patch tokens (B, dim, h, w) of images (B, 3, H, W), both normalised.
 
         cameras: (B,), read only with a camera embedding. A transformer has no stages for ``after`` to follow.
+        hidden: as in ``tokens``.
         """
         if after:
             raise UserError(f"a vision transformer has no stages, so no module can follow {sorted(after)}")
-        tokens, grid = self.tokens(images, cameras)
+        tokens, grid = self.tokens(images, cameras, hidden=hidden)
         tokens = self.norm(tokens)
         return tokens[:, 0], tokens[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2)
 
-    def tokens(self, images: Tensor, cameras: Tensor | None = None, blocks: int | None = None) -> tuple[Tensor, Size]:
-        """Tokens (B, 1 + h w, dim) after the first ``blocks`` blocks (None: all), before the last norm; grid (h, w)."""
+    def tokens(
+        self,
+        images: Tensor,
+        cameras: Tensor | None = None,
+        blocks: int | None = None,
+        hidden: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Size]:
+        """Tokens (B, 1 + h w, dim) after the first ``blocks`` blocks (None: all), before the last norm; grid (h, w).
+
+        hidden: (B, h, w) patches of which nothing is seen but their place, and the vector (dim,) that stands for them.
+        """
         patches = self.patch_embed(images)
         height, width = patches.shape[2:]
         # (B, d, h, w) in channels_last memory is already (B, h w, d): nothing is copied here.
         tokens = patches.permute(0, 2, 3, 1).flatten(1, 2)
+        if hidden is not None:
+            where, instead = hidden
+            tokens = torch.where(where.flatten(1)[:, :, None], instead.to(tokens.dtype), tokens)
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         tokens = tokens + resize_positions(self.pos_embed, self.grid, (height, width))
         if self.sie_embed is not None:

@@ -37,7 +37,7 @@ def model_of(name: str, trained: Path) -> Model:
     """A run's model with weights as they were drawn, and statistics and biases that hide no layer."""
     run = resolve_run(name, "rendered", "tiny", backbone=run_backbone(name, "rendered", PARAMS))
     fields = {"run": run_record(run)}
-    if methods.load(run.method).needs(run.config).source:
+    if methods.load(run.trains).needs(run.config).source:
         fields["source_identities"] = 8
     record: TrainRecord = read_train(trained).model_copy(update=fields)
     weights = load_method(record)[1].state_dict()

@@ -23,8 +23,10 @@ def resolved(name: str, backbone: str = "resnet18_half", *assignments: str) -> A
 @pytest.mark.parametrize("method", methods.available())
 def test_the_configuration_of_a_shortened_run_reads_back_from_its_file(method: str) -> None:
     """A setting counted in epochs becomes a fraction there, which an integer field would refuse."""
-    config = resolve_run(method, "rendered", "controlled", assignments=["schedule.epochs=7"]).config
-    assert resolve([Patch("train.json", config.as_dict(), paper=True)], methods.load(method).Settings) == config
+    for pretrains in (True, False):
+        run = resolve_run(method, "rendered", "controlled", assignments=["schedule.epochs=7"], pretrains=pretrains)
+        settings = methods.load(method if pretrains else run.trains).Settings
+        assert resolve([Patch("train.json", run.config.as_dict(), paper=True)], settings) == run.config
 
 
 def test_overrides_are_above_the_profile_and_its_backbone() -> None:
@@ -69,7 +71,9 @@ def test_a_name_that_is_a_variant_and_another_row_is_refused() -> None:
 def test_every_variant_and_row_of_a_method_resolves(method: str) -> None:
     written = method_config(method)
     for name in named_patches(written, method):
-        assert resolve_run(f"{method}-{name}", "market1501", "published").variant == name
+        for pretrains in (True, False):
+            run = resolve_run(f"{method}-{name}", "market1501", "published", pretrains=pretrains)
+            assert run.variant == name
 
 
 def test_the_released_selective_contrastive_has_its_camera_penalty_at_test() -> None:

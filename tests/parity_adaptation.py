@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.data import Batch
+from methods.ppan.alignment import coral, gaussian_kernels, identity_weights, local_mmd, unbiased_mmd
 from methods.sal.method import SAL
 from methods.sal.method import Settings as SALSettings
 
@@ -62,7 +63,25 @@ def _mar_step(data: Arrays, step: int, method: SAL) -> Iterator[Comparison]:
     yield f"multilabels_{step}", method.target.labels.rows[indices].numpy(), data[f"multilabels_{step}"]
 
 
-KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {"mar_losses": mar}
+def alignment(data: Arrays) -> Iterator[Comparison]:
+    """DAN's MK-MMD, CORAL and DSAN's LMMD with their gradients on both domains, and PADA's class weights."""
+    source, target = (_tensor(data[name]).requires_grad_() for name in ("source", "target"))
+    labels, probabilities = torch.from_numpy(data["source_labels"]), _tensor(data["target_probabilities"])
+    equal = torch.ones(int(data["classes"]), dtype=torch.float64)
+    losses = {
+        "mkmmd": unbiased_mmd(gaussian_kernels(source, target, with_diagonal=True)),
+        "coral": coral(source, target),
+        "lmmd": local_mmd(gaussian_kernels(source, target), labels, probabilities, equal, "dsan"),
+    }
+    for name, loss in losses.items():
+        yield f"loss_{name}", loss.detach().numpy(), data[f"loss_{name}"]
+        for side, gradient in zip(("source", "target"), torch.autograd.grad(loss, (source, target)), strict=True):
+            yield f"grad_{name}_{side}", gradient.numpy(), data[f"grad_{name}_{side}"]
+    weights = identity_weights(_tensor(data["target_logits"]), float(data["temperature"]))
+    yield "class_weight", weights.numpy(), data["class_weight"]
+
+
+KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {"alignment": alignment, "mar_losses": mar}
 
 
 def _network(dim: int) -> nn.Module:

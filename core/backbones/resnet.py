@@ -47,11 +47,12 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Tensor, after: Mapping[str, nn.Module] | None = None) -> Tensor:
+    def forward(self, images: Tensor, after: Mapping[str, nn.Module] | None = None, until: str = STAGES[-1]) -> Tensor:
         """The feature map (B, dim, h, w) of images (B, 3, H, W).
 
         ``after`` maps a stage's name to a module of the caller that its output passes through, for
-        methods that put attention or WaveBlock between stages.
+        methods that put attention or WaveBlock between stages. ``until``: the last stage to run, for
+        methods whose branches share the stages below.
         """
         unknown = set(after or {}) - set(STAGES)
         if unknown:
@@ -61,6 +62,8 @@ class ResNet(nn.Module):
             features = getattr(self, name)(features)
             if after and name in after:
                 features = after[name](features)
+            if name == until:
+                break
         return features
 
 

@@ -20,11 +20,11 @@ CLUSTERS, DIM = 5, 8
 def losses(generator: torch.Generator, **settings: float) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
     """The method's terms on a drawn batch, with the features, entries and targets that they were computed from."""
     method = ClassName(Config(settings=Settings(**settings)), torch.nn.Identity(), 1)
-    entries, features = unit(generator, CLUSTERS, DIM), unit(generator, 12, DIM)
+    features = unit(generator, 12, DIM)
     targets = torch.randint(CLUSTERS, (12,), generator=generator)
-    method.memory = CentroidMemory(entries.clone(), 0.1, "sequential")
+    method.memory = CentroidMemory(unit(generator, CLUSTERS, DIM), 0.1, "sequential")
     batch = Batch([], torch.arange(12), targets, None, {}, 0)
-    return method.loss({"feature": features}, batch), features, entries, targets
+    return method.loss({"feature": features}, batch), features, method.memory.rows, targets
 
 
 def test_without_its_pull_it_is_cluster_contrast(generator: torch.Generator) -> None:

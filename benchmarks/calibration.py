@@ -142,26 +142,28 @@ def grid(found: pd.DataFrame, title: str) -> pd.DataFrame:
 
 
 def sizes_table(found: pd.DataFrame, written: Mapping[str, Any]) -> str:
-    """What each size and length costs, and how far worlds scatter under it."""
-    base = written["baseline"]
+    """What each size and length costs, and how far worlds scatter under it; each cell over the worlds that it has."""
+    base, runs = written["baseline"], written["sizes"]["runs"]
     lines = []
     for title in written["sizes"]["settings"]:
-        maps = grid(found, title)
-        if base not in maps:
+        maps = grid(found, title).reindex(columns=runs)
+        if maps[base].isna().all():
             continue
-        others = [run for run in written["sizes"]["runs"] if run in maps and run not in (FLOOR, CEILING, base)]
-        trained = found[(found["setting"] == title) & ~found["run"].isin([FLOOR])]
-        line = {"setting": title, "worlds": len(maps.dropna())}
-        for run in (FLOOR, base, *others, CEILING):
-            line[run] = number(maps[run].mean() if run in maps else np.nan)
-        line["start from .. to"] = f"{maps[FLOOR].min():.1f} .. {maps[FLOOR].max():.1f}" if FLOOR in maps else "-"
-        for run in others:
+        seconds = found[(found["setting"] == title) & (found["run"] == base)]["seconds"]
+        line = {"setting": title, **{run: cell(maps[run]) for run in runs}}
+        line["start from .. to"] = f"{maps[FLOOR].min():.1f} .. {maps[FLOOR].max():.1f}"
+        for run in runs:
             difference = (maps[run] - maps[base]).dropna()
-            line[f"{run} - baseline"] = signed(difference.mean())
-            line[f"its sd over worlds ({run})"] = number(difference.std(ddof=1))
-        line["s per run"] = number(trained["seconds"].median(), ".0f")
+            if run not in (FLOOR, CEILING, base):
+                line[f"{run} - {base}: mean, sd"] = f"{signed(difference.mean())}, {number(difference.std(ddof=1))}"
+        line[f"s per {base}"] = number(seconds.median(), ".0f")
         lines.append(line)
     return markdown_table(lines) if lines else "Not run."
+
+
+def cell(values: pd.Series) -> str:
+    """A mean and over how many worlds; a dash for none."""
+    return f"{values.mean():.1f} ({values.count()})" if values.count() else "-"
 
 
 def lengths_table(found: pd.DataFrame, written: Mapping[str, Any]) -> str:

@@ -40,8 +40,8 @@ def test_names_are_unique_and_what_is_judged_by_is_published_and_on_the_board() 
 
 
 def test_columns_of_the_leaderboard_keep_their_places() -> None:
-    assert COLUMNS[5:15] == [
-        *("seeds", "mAP_mean", "mAP_sd", "gain_over_warm_start", "rank1_mean", "rank5_mean", "rank10_mean"),
+    assert COLUMNS[5:16] == [
+        *("worlds", "seeds", "mAP_mean", "mAP_sd", "gain_over_warm_start", "rank1_mean", "rank5_mean", "rank10_mean"),
         *("mINP_mean", "published_mAP", "published_rank1"),
     ]
 

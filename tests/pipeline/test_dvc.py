@@ -211,8 +211,9 @@ def test_what_params_yaml_names_reaches_the_shell_as_one_word() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert len(stages) > 5
     for stage in stages.values():
-        written = stage["cmd"].replace("${launch}", "python")
+        commands = stage.get("do", stage)["cmd"]
+        written = " ; ".join([commands] if isinstance(commands, str) else commands).replace("${launch}", "python")
         used = re.findall(r"\$\{[^}]+\}", written)
         hostile = re.sub(r"\$\{[^}]+\}", "a b; $(touch x)", written)
         words = shlex.split(hostile, comments=False)
-        assert sum(word.count("a b; $(touch x)") for word in words) == len(used), stage["cmd"]
+        assert sum(word.count("a b; $(touch x)") for word in words) == len(used), written

@@ -83,7 +83,7 @@ def test_adding_a_row_leaves_the_files_of_the_others_as_they_are(here: Path) -> 
     write_params(here, ["spcl"], [0], worlds=WORLDS)
     verify.main(["--update"])
     after = contents()
-    tables = {FOLDER / name for name in ("leaderboard.csv", "leaderboard.md")}
+    tables = {FOLDER / name for name in ("leaderboard.csv", "leaderboard.md", "worlds.csv")}
     assert {file for file in before if after[file] != before[file]} == tables
     added = {file.relative_to(FOLDER / "runs").parent.name for file in after.keys() - before.keys()}
     assert added == {"spcl-released-resnet18_half-tiny-rendered"}, "its queries are there already"

@@ -178,7 +178,10 @@ class PPAN(Method):
             self._terms(output, batch.source.targets, branch, of_branch, shares)
             for branch, of_branch in enumerate(weights)
         ]
-        return {name: shares[name] * torch.stack([terms[name] for terms in branches]).sum() for name in branches[0]}
+        total = {name: shares[name] * torch.stack([terms[name] for terms in branches]).sum() for name in branches[0]}
+        if settings.domain_norm:  # DDP wants a gradient, if of 0, for the target's own batch norms while rho is 0
+            total["identity"] = total["identity"] + 0 * output["branches"].sum()
+        return total
 
     def _terms(
         self, output: dict[str, Tensor], labels: Tensor, branch: int, weights: Tensor, shares: dict[str, float]

@@ -131,6 +131,12 @@ def test_the_first_step_is_the_sum_of_the_branches_cross_entropies_whatever_the_
     assert list(method.loss(output, batch_at(0.1))) == ["identity", "global", "local"]
 
 
+def test_batch_norms_of_the_target_s_own_have_a_gradient_of_0_before_it_is_aligned(generator) -> None:
+    output = outputs(generator)
+    (loss,) = ppan(domain_norm=True).loss(output, batch_at(0)).values()
+    assert torch.equal(torch.autograd.grad(loss, output["branches"])[0], torch.zeros_like(output["branches"]))
+
+
 def test_rho_is_0_on_the_source_alone_and_rises_towards_1() -> None:
     method = ppan(source_epochs=2)
     places = torch.linspace(0, 4, 41).tolist()

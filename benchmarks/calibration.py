@@ -56,12 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failed |= not sweep(written, part, title, options.worlds or part["worlds"], options.jobs)
     text = PAGE.read_text()
     for name in PARTS:
-        text = replace_between(
-            text,
-            name,
-            TABLES[name](collected(written, written[name]), written),
-            "python -m benchmarks.calibration --table",
-        )
+        found = collected(written, written[name])
+        if len(found):  # a clone without runs keeps what the page says
+            text = replace_between(text, name, TABLES[name](found, written), "python -m benchmarks.calibration --table")
     write_text(PAGE, text)
     return int(failed)
 
@@ -177,19 +174,19 @@ def lengths_table(found: pd.DataFrame, written: Mapping[str, Any]) -> str:
         cells = {run: f"{maps[run].mean():.1f} ({ranks[run]})" for run in written["lengths"]["runs"] if run in maps}
         same = maps.rank(axis=1, ascending=False).eq(ranks).all(axis=1).sum()
         lines.append({"length": title, "worlds": len(maps), **cells, "worlds with these ranks": int(same)})
-    return markdown_table(lines) if lines else "Not run."
+    return markdown_table(lines) if len(lines) > 1 else "Not run."
 
 
 def search_table(found: pd.DataFrame, written: Mapping[str, Any]) -> str:
-    """What each method would gain by the best of three learning rates."""
+    """What each method would gain by the best of three learning rates, where all three were run."""
     lines = []
     titles = list(written["search"]["settings"])
     shared = next(title for title, setting in written["search"]["settings"].items() if not setting)
     for run in written["search"]["runs"]:
         means = {title: grid(found, title).get(run, pd.Series(dtype=float)).mean() for title in titles}
-        if np.isnan(list(means.values())).all():
+        if np.isnan(list(means.values())).any():
             continue
-        best = max(means, key=lambda title: -np.inf if np.isnan(means[title]) else means[title])
+        best = max(means, key=lambda title: means[title])
         shown = {title: number(value) for title, value in means.items()}
         lines.append({"run": run, **shown, "best": best, "above shared": signed(means[best] - means[shared])})
     return markdown_table(lines) if lines else "Not run."

@@ -22,7 +22,7 @@ from reports.external import Outside
 from reports.published import rows as published_rows
 from reports.record import Result
 from reports.summary import curves, summary
-from reports.table import KEY, MAIN, NOT_RUN, leaderboard, read_results, warn_of_unusable
+from reports.table import KEY, MAIN, NOT_RUN, leaderboard
 from reports.text import NONE, counts, markdown_table, number
 from reports.worlds import world_table
 
@@ -84,19 +84,11 @@ PUBLISHED_NOTE = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Write leaderboard.csv, .md and the other tables and the curves; print the leaderboard."""
     arguments = cli.parser("leaderboard", __doc__ or "")
-    arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
-    cli.add_worlds_argument(arguments)
-    arguments.add_argument(
-        "--from", dest="source", type=Path, metavar="REFERENCE", help="a reference's rows in place of the runs here"
-    )
+    reference.add_source_arguments(arguments)
     arguments.add_argument("--out", type=Path, default=Path("results"), help="folder to write")
     options = arguments.parse_args(argv)
-    if options.source:
-        results, outside = reference.read(options.source), NOTHING
-    else:
-        params = cli.read_params(options)
-        results, outside = read_results(params), external.read(params)
-    warn_of_unusable(results)
+    results = reference.chosen(options)
+    outside = NOTHING if options.source else external.read(cli.read_params(options))
     for fault in outside.faults:
         print(fault, file=sys.stderr)
     beside = external.compare(outside, results)

@@ -11,6 +11,7 @@ results/runs, but for the seventh digit of a per-query AP, so that a clone witho
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,14 +24,33 @@ from core.errors import UserError
 from core.files import changed, forget, hashes, write_arrays, write_text
 from core.validation import Record, RecordError, read_json
 from core.validation import read as read_values
+from pipeline import cli
 from pipeline.jobs import Job
 from pipeline.records import ResultRecord, write_record
 from reports.record import Result, figures_fault, side_columns
-from reports.table import KEY
+from reports.table import KEY, read_results, warn_of_unusable
 
 ROW, QUERIES, CURVES = "row.json", "queries.npz", "curves.csv"
 PLACE = ("world", "fold", "seed")  # what tells a row's records apart
 IDS = ("query", "person_id", "camera_id")
+
+
+def add_source_arguments(arguments: argparse.ArgumentParser) -> None:
+    """Arguments that say whose results are tabled: those of params.yaml's runs, or a reference's."""
+    arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
+    cli.add_worlds_argument(arguments)
+    arguments.add_argument(
+        "--from", dest="source", type=Path, metavar="REFERENCE", help="a reference's rows in place of the runs here"
+    )
+
+
+def chosen(options: argparse.Namespace) -> list[Result]:
+    """The results that ``add_source_arguments`` asked for; raises UserError when a reference holds none."""
+    results = read(options.source) if options.source else read_results(cli.read_params(options))
+    if not results:  # params.yaml always asks for some
+        raise UserError(f"{options.source} holds no rows yet; leave --from out for what was run here")
+    warn_of_unusable(results)
+    return results
 
 
 class Replicate(Record):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from core.errors import UserError
 from core.files import write_text
 from pipeline import cli
 from reports import reference
@@ -30,7 +29,6 @@ from reports.page.material import Material, gather
 from reports.page.panel import Panel
 from reports.page.render import page
 from reports.record import Result
-from reports.table import read_results, warn_of_unusable
 
 REFERENCE = Path("results/reference")
 LARGEST = 4_000_000  # bytes of the page
@@ -39,17 +37,10 @@ LARGEST = 4_000_000  # bytes of the page
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page and print its name and size."""
     arguments = cli.parser("report", __doc__ or "")
-    arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
-    cli.add_worlds_argument(arguments)
-    arguments.add_argument(
-        "--from", dest="source", type=Path, metavar="REFERENCE", help="a reference's rows in place of the runs here"
-    )
+    reference.add_source_arguments(arguments)
     arguments.add_argument("--out", type=Path, default=Path("results/report.html"), help="file to write")
     options = arguments.parse_args(argv)
-    results = reference.read(options.source) if options.source else read_results(cli.read_params(options))
-    if not results:  # params.yaml always asks for some
-        raise UserError(f"{options.source} holds no rows yet; leave --from out for a page of what was run here")
-    warn_of_unusable(results)
+    results = reference.chosen(options)
     material = gather(results)
     text = whole(material, panels(material, options.source or Path("results")), facts(results))
     write_text(options.out, text)

@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from core.backbones.net import BACKBONES, Embedder
 from core.config import Backbone, Config, Input, Optimiser, Sampler, Schedule
 from core.data import Batch, Labels, Needs, Pixels, TrainingData
 from core.distributed import ProcessGroup
+from core.engine import Trainer
 from core.manifest import Manifest, read_manifest
 from core.memory import cluster_means
 from core.method import Method
@@ -32,6 +34,18 @@ from pipeline.records import TrainRecord
 from pipeline.settings import Run
 from pipeline.train import train
 from tests.replay.networks import NETWORKS
+
+
+def interrupt(patch: pytest.MonkeyPatch, at: int) -> None:
+    """Have training stop, as by Ctrl-C, when it comes to the epoch ``at``, counted from 0."""
+    whole = Trainer._epoch
+
+    def stops(trainer: Trainer, epoch: int) -> None:
+        if epoch == at:
+            raise KeyboardInterrupt
+        whole(trainer, epoch)
+
+    patch.setattr(Trainer, "_epoch", stops)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import core.engine
 from core.backbones.net import Embedder, build
 from core.config import Config, Schedule
 from core.data import Batch, Labels
@@ -21,7 +20,7 @@ from methods.ppan.alignment import coral, gaussian_kernels, identity_weights, lo
 from methods.ppan.branches import part_images, slices
 from methods.ppan.method import PPAN, Settings
 from pipeline.settings import resolve_run
-from tests.adaptation import known, train_small
+from tests.adaptation import interrupt, known, train_small
 from tests.methods.draws import normal, unit
 from tests.replay.people import write_dataset
 
@@ -270,16 +269,9 @@ def test_with_every_alignment_off_the_weights_are_those_of_the_source_alone_to_t
 def test_an_interrupted_run_does_not_set_its_classifiers_again(
     people: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = core.engine.Trainer._epoch
-
-    def stops(trainer: core.engine.Trainer, epoch: int) -> None:
-        if epoch == 1:
-            raise KeyboardInterrupt
-        whole(trainer, epoch)
-
     expected = trained(people, tmp_path / "whole", domain_norm=True)
     with monkeypatch.context() as patch:
-        patch.setattr(core.engine.Trainer, "_epoch", stops)
+        interrupt(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             trained(people, tmp_path / "out", domain_norm=True)
     found = trained(people, tmp_path / "out", domain_norm=True)

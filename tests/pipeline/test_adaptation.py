@@ -29,7 +29,7 @@ from pipeline.initial import Initial
 from pipeline.jobs import ROOT
 from pipeline.records import read_train
 from pipeline.scoring import load_method
-from tests.adaptation import Adaptation, known, small_run, train_small
+from tests.adaptation import Adaptation, interrupt, known, small_run, train_small
 from tests.replay.people import write_dataset
 
 ALONE = ProcessGroup(0, 1, torch.device("cpu"))
@@ -101,15 +101,8 @@ def test_source_images_are_counted_beside_the_targets_and_evaluation_rebuilds_th
 def test_an_interrupted_run_goes_on_with_the_same_source_batches(
     people: Manifest, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = core.engine.Trainer._epoch
-
-    def stops(trainer: core.engine.Trainer, epoch: int) -> None:
-        if epoch == 1:
-            raise KeyboardInterrupt
-        whole(trainer, epoch)
-
     with monkeypatch.context() as patch:
-        patch.setattr(core.engine.Trainer, "_epoch", stops)
+        interrupt(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             train_small(people, tmp_path / "out", ALONE)
     assert train_small(people, tmp_path / "out", ALONE).cost.source_images_seen == 64

@@ -118,13 +118,16 @@ def test_devices_keep_the_names_under_which_they_are_visible_and_a_cpu_has_none(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_job_outlives_its_sweep_and_ctrl_c_is_one_line(end: signal.Signals, here: Path) -> None:
+def test_no_job_outlives_its_sweep_and_ctrl_c_is_one_line(
+    end: signal.Signals, here: Path, request: pytest.FixtureRequest
+) -> None:
     params = {**PARAMS, "datasets": ["rendered"], "rendered": {"size": "large"}}
     (here / "params.yaml").write_text(yaml.safe_dump(params))
     command = [sys.executable, "-m", "pipeline", "sweep", "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (here / "told").open("w") as told:
         process = subprocess.Popen(command, env=environment, stderr=told, start_new_session=True)
+    request.addfinalizer(process.kill)  # a failed assertion leaves nothing at work
     log = here / "results/logs/prepare-rendered.log"
     assert wait_for(lambda: log.is_file() and "rendering" in log.read_text()), "the job is at work"
     workers = psutil.Process(process.pid).children()
@@ -145,11 +148,14 @@ def test_no_job_outlives_its_sweep_and_ctrl_c_is_one_line(end: signal.Signals, h
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_training_is_one_line_and_exit_status_130(world: TinyWorld, tmp_path: Path) -> None:
+def test_ctrl_c_in_training_is_one_line_and_exit_status_130(
+    world: TinyWorld, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     arguments = world.train_arguments("hhcl", tmp_path / "out", "--set", "schedule.iterations=10000")
     arguments += ["--cache", str(tmp_path / "cache")]
     with (tmp_path / "told").open("w") as told:
         process = subprocess.Popen([sys.executable, "-m", "pipeline", "train", *arguments], cwd=ROOT, stderr=told)
+    request.addfinalizer(process.kill)
     assert wait_for(lambda: "train" in (tmp_path / "told").read_text()), "it is in its first epoch"
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130

@@ -72,14 +72,7 @@ def score_run(
         else:
             curves = curves.merge(audit_labels(trained, manifest, run), how="left", on="epoch")
     test = TestSplit(manifest, run, record, group, cache)
-    scores: dict[int, Scored] = {}
-    for epoch, file in tqdm(kept_weights(trained, record).items(), "evaluate", leave=False):
-        method.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        try:
-            scores[epoch] = test.score(method)
-        except NonFiniteFeatures as error:
-            failed = {"status": "failed", "reason": f"tested after epoch {epoch}: {error}"}
-            record = record.model_copy(update=failed)
+    scores, record = score_epochs(test, method, trained, record)
     selection = select(scores, protocol.headline)
     last = scores[max(scores)] if scores and record.status == "ok" else None
     if record.status == "failed":
@@ -105,11 +98,34 @@ def score_run(
         notes=tuple(notes),
         evaluated_with=provenance_record(group, ROOT),
     )
-    rows = pd.DataFrame([{"epoch": epoch, **s.ranking.summary()} for epoch, s in scores.items()])
-    if len(rows):
-        rows = rows.drop(columns=["valid_queries", "skipped_queries"])
-        curves = curves.merge(rows, how="outer", on="epoch").sort_values("epoch")
-    return result, None if last is None else last.ranking.per_query, curves
+    return result, None if last is None else last.ranking.per_query, with_scores(curves, scores)
+
+
+def score_epochs(
+    test: TestSplit, method: Method, trained: Path, record: TrainRecord
+) -> tuple[dict[int, Scored], TrainRecord]:
+    """Scores of every kept epoch, and the record, ``failed`` when an epoch's features are not finite.
+
+    The method is left with the last epoch's weights.
+    """
+    scores: dict[int, Scored] = {}
+    for epoch, file in tqdm(kept_weights(trained, record).items(), "evaluate", leave=False):
+        method.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        try:
+            scores[epoch] = test.score(method)
+        except NonFiniteFeatures as error:
+            failed = {"status": "failed", "reason": f"tested after epoch {epoch}: {error}"}
+            record = record.model_copy(update=failed)
+    return scores, record
+
+
+def with_scores(curves: pd.DataFrame, scores: Mapping[int, Scored]) -> pd.DataFrame:
+    """The training curves with the test scores of the epochs that have any."""
+    rows = pd.DataFrame([{"epoch": epoch, **scored.ranking.summary()} for epoch, scored in scores.items()])
+    if not len(rows):
+        return curves
+    rows = rows.drop(columns=["valid_queries", "skipped_queries"])
+    return curves.merge(rows, how="outer", on="epoch").sort_values("epoch")
 
 
 def select(scores: Mapping[int, Scored], headline: str) -> Selection:

@@ -237,7 +237,7 @@ def test_in_the_warm_up_the_anchor_is_the_only_positive_and_never_its_own_negati
 def test_the_warm_up_of_a_shortened_run_takes_the_same_share_of_its_steps(tmp_path: Path, one_thread: None) -> None:
     small = ["sampler.identities=8", "sampler.instances=1", f"settings.stripes={STRIPES}"]
     config = resolve_run("selective_contrastive", "rendered", "controlled", assignments=small).config
-    assert (config.schedule.epochs, config.schedule.iterations) == (10, 20)
+    assert (config.schedule.epochs, config.schedule.iterations) == (10, 30)
     method, alone = build(config=config), ProcessGroup(0, 1, torch.device("cpu"))
     pixels = torch.randint(256, (IMAGES, 3, 16, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = ImageStore(pixels, alone.device)
@@ -251,7 +251,7 @@ def test_the_warm_up_of_a_shortened_run_takes_the_same_share_of_its_steps(tmp_pa
     method.after_step = after_step  # type: ignore[method-assign]
     progress = Trainer(method, data, config, Streams(0), Checkpoint(tmp_path, {}), alone).fit()
     assert progress.failure is None
-    assert widths == [1] * 12 + [8] * 188, "3 of 50 epochs are 12 of 200 steps"
+    assert widths == [1] * 18 + [8] * 282, "3 of 50 epochs are 18 of 300 steps"
 
 
 def test_warm_up_negatives_are_uniform_over_the_others_and_come_from_the_epoch_s_generator() -> None:

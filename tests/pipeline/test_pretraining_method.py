@@ -92,7 +92,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mine.mkdir(parents=True)
         (mine / "method.py").write_text(CODE)
         (mine / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-        for name in ("warm_start", "supervised", "cluster_contrast"):
+        for name in ("warm_start", "supervised", "cluster_contrast", "oriented_kd_ssl"):  # the profile names the last
             (folder / "methods" / name).symlink_to(methods.HERE / name)
         patch.setattr(methods, "__path__", [*methods.__path__, str(folder / "methods")])
         patch.setattr(methods, "HERE", folder / "methods")

@@ -20,16 +20,19 @@ import torch
 import methods
 from core.errors import UserError
 from core.manifest import Manifest, read_manifest
-from pipeline import evaluate, train
+from pipeline import evaluate, pretrain, train
 from pipeline.jobs import ROOT
-from pipeline.settings import variants
-from tests.conftest import TinyWorld
+from pipeline.settings import finetuning, run_backbone, split_name, variants
+from tests.conftest import PARAMS, TinyWorld
 
 TRAINED = sorted(set(methods.available()) - {"warm_start"})
 # Columns of history.csv that every method has; docs/how_to.md lists them.
 COMMON = re.compile(
     r"epoch|lr|clusters|outliers|(source_)?images_seen|peak_\w+|seconds_(extract|label|jaccard|cluster|memories|train)"
 )
+
+
+PRETRAINED = [method for method in TRAINED if finetuning(method)]
 
 
 def weights(folder: Path, epoch: int = 2) -> dict[str, torch.Tensor]:
@@ -61,9 +64,10 @@ def test_every_method_trains_and_is_scored_on_rendered_people(world: TinyWorld, 
     assert list(history["epoch"]) == [1, 2]
     assert len(losses.columns)
     assert np.isfinite(losses.to_numpy()).all()
-    if method != "supervised":  # it has no README
+    trained = split_name(finetuning(method) or method)[0]
+    if trained != "supervised":  # it has no README
         own = {name for name in history if not COMMON.fullmatch(name)}
-        assert own == columns_of_readme(method), f"methods/{method}/README.md names the columns that the method adds"
+        assert own == columns_of_readme(trained), f"methods/{trained}/README.md names the columns that the method adds"
     assert evaluate.main(world.evaluate_arguments(method, tmp_path / "trained", tmp_path / "scored")) == 0
     result = json.loads((tmp_path / "scored/result.json").read_text())
     last = result["selection"]["last"]
@@ -73,6 +77,16 @@ def test_every_method_trains_and_is_scored_on_rendered_people(world: TinyWorld, 
     queries = pd.read_csv(tmp_path / "scored/queries.csv")
     assert len(queries) == last["valid_queries"]
     assert queries["ap"].mean() == pytest.approx(last["mAP"])
+
+
+@pytest.mark.parametrize("method", PRETRAINED)
+def test_the_columns_that_a_pre_training_logs_are_in_its_readme(world: TinyWorld, method: str, tmp_path: Path) -> None:
+    where = ["--dataset", "rendered", "--profile", "tiny", "--data", str(world.data), "--cache", str(world.cache)]
+    initial = world.initial_of(run_backbone(method, "rendered", PARAMS))
+    made = ["--initial", str(initial), "--out", str(tmp_path), "--device", "cpu"]
+    assert pretrain.main(["--method", method, *where, *made]) == 0
+    history = pd.read_csv(tmp_path / "pretraining/history.csv")
+    assert {name for name in history if not COMMON.fullmatch(name)} == columns_of_readme(method)
 
 
 @pytest.mark.parametrize("method", methods.available())

@@ -102,7 +102,13 @@ def setting_up(made: Path) -> list[tuple[str, Sequence[str]]]:
 def write_params(file: Path) -> None:
     """A params.yaml of one run."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    small = {"profile": "tiny", "backbones": {"cnn": BACKBONE}, "runs": {"cnn": [RUN]}, "seeds": [0]}
+    small = {
+        "profile": "tiny",
+        "backbones": {"cnn": BACKBONE},
+        "runs": {"cnn": [RUN]},
+        "pretrainings": {},
+        "seeds": [0],
+    }
     file.write_text(yaml.safe_dump({**params, **small}))
 
 

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+import methods
+from core.rng import Streams
 from core.validation import RecordError
+from pipeline.assemble import Sizes, build_method
 from pipeline.jobs import ROOT
 from pipeline.params import read_params
-from pipeline.settings import run_backbone
+from pipeline.settings import resolve_run, run_backbone
 
 GOOD: dict[str, Any] = {
     "profile": "controlled",
@@ -84,6 +88,20 @@ def test_a_missing_file_says_in_which_folder_it_was_looked_for(tmp_path: Path, m
 def test_the_suites_own_files_are_good() -> None:
     for file in sorted(ROOT.glob("params*.yaml")):
         assert read_params(file).seeds
+
+
+LISTED = read_params(ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in LISTED.runs for name in LISTED.listed[kind]])
+def test_every_row_of_the_table_embeds_images_of_its_profile_s_size(kind: str, name: str) -> None:
+    run = resolve_run(name, LISTED.datasets[0], LISTED.profile, LISTED.overrides, backbone=LISTED.backbones[kind])
+    needs = methods.load(run.trains).needs(run.config)
+    method = build_method(run, Sizes(20, 5 if needs.source else None), Streams(0), None).float().eval()
+    size, two = run.config.input, torch.zeros(2, dtype=torch.long)
+    feature = method.embed(torch.zeros(2, 3, size.height, size.width), two)["feature"]
+    assert len(feature) == 2
+    assert feature.isfinite().all()
 
 
 @pytest.mark.parametrize(

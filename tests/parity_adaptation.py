@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from core.data import Batch
+from methods.fcu.merging import merge
+from methods.fcu.method import FCU, Clusters, Patches
+from methods.fcu.method import Settings as FCUSettings
 from methods.ppan.alignment import coral, gaussian_kernels, identity_weights, local_mmd, unbiased_mmd
 from methods.sal.method import SAL
 from methods.sal.method import Settings as SALSettings
@@ -81,13 +84,77 @@ def alignment(data: Arrays) -> Iterator[Comparison]:
     yield "class_weight", weights.numpy(), data["class_weight"]
 
 
-KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {"alignment": alignment, "mar_losses": mar}
+def repelled(data: Arrays) -> Iterator[Comparison]:
+    """FCU as BUC: its loss with the gradient on what dropout left, and V, which starts at zero."""
+    settings = FCUSettings(repel_scale=float(data["t"]), attract_weight=0.0, local_weight=0.0)
+    rows = _tensor(data["memory_0"])
+    method = FCU(SimpleNamespace(settings=settings), _network(rows.shape[1]), 1)
+    method.clusters = Clusters(np.arange(len(rows)), rows, rows.clone(), torch.ones(len(rows)))
+    for step in range(sum(name.startswith("inputs_") for name in data)):
+        inputs = _tensor(data[f"inputs_{step}"]).requires_grad_()
+        targets = torch.from_numpy(data[f"targets_{step}"])
+        batch = Batch([], targets, targets, None, {}, 0)
+        loss = method.loss({"dropped": inputs, "global": inputs}, batch)["repelled"]
+        (gradient,) = torch.autograd.grad(loss, inputs)
+        method.after_step({"dropped": inputs.detach(), "global": inputs.detach()}, batch)
+        yield f"loss_{step}", loss.detach().numpy(), data[f"loss_{step}"]
+        yield f"grad_{step}", gradient.numpy(), data[f"grad_{step}"]
+        yield f"memory_{step + 1}", method.clusters.rows.numpy().copy(), data[f"memory_{step + 1}"]
+
+
+def merged(data: Arrays) -> Iterator[Comparison]:
+    """Labels after every merge, each by features of its own."""
+    labels = data["labels_0"]
+    for step in range(int(data["steps"])):
+        labels = merge(_tensor(data[f"features_{step}"]), labels, int(data["merges"]), float(data["size_penalty"]))
+        yield f"labels_{step + 1}", labels, data[f"labels_{step + 1}"]
+
+
+def patches(data: Arrays) -> Iterator[Comparison]:
+    """FCU's patch branch as PAUL: both losses with their gradients, patch memory and agents."""
+    settings = FCUSettings(
+        repel_weight=0.0,
+        attract_weight=0.0,
+        patch_weight=1.0,
+        patch_scale=float(data["scale"]),
+        patch_neighbours=int(data["neighbours"]),
+        margin=float(data["margin"]),
+        candidates=int(data["max_candidates"]),
+        nearest=int(data["nearest"]),
+        no_negative="released",
+        local_momentum=1 - float(data["momentum"]),
+    )
+    method = FCU(SimpleNamespace(settings=settings), _network(1), 1)
+    memory, width = _tensor(data["memory_0"]), data["embedding_0"].shape[1]
+    images = memory.shape[1]
+    method.local = Patches(memory, memory.new_zeros(images, width), torch.zeros(images, dtype=torch.bool))
+    for step in range(sum(name.startswith("embedding_") for name in data)):
+        given = _tensor(data[f"patches_{step}"]).requires_grad_()
+        embedding = _tensor(data[f"embedding_{step}"]).requires_grad_()
+        indices = torch.from_numpy(data[f"indices_{step}"])
+        terms = method.local_terms(given.transpose(0, 1), embedding.view(len(indices), 2, width), indices)
+        method.after_step({}, Batch([], indices, indices, None, {}, 0))
+        for name, leaf in (("patch", given), ("image", embedding)):
+            (gradient,) = torch.autograd.grad(terms[name], leaf)
+            yield f"loss_{name}_{step}", terms[name].detach().numpy(), data[f"loss_{name}_{step}"]
+            yield f"grad_{name}_{step}", gradient.numpy(), data[f"grad_{name}_{step}"]
+        yield f"memory_{step + 1}", method.local.memory.numpy().copy(), data[f"memory_{step + 1}"]
+        yield f"agents_{step}", method.local.agents[indices].numpy(), data[f"agents_{step}"]
+
+
+KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
+    "alignment": alignment,
+    "mar_losses": mar,
+    "buc_repelled": repelled,
+    "buc_merge": merged,
+    "paul_patch": patches,
+}
 
 
 def _network(dim: int) -> nn.Module:
     """Stands in for an embedder whose features are given."""
     network = nn.Identity()
-    network.dim = dim
+    network.dim, network.bnneck = dim, nn.Identity()
     return network
 
 

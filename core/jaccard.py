@@ -18,13 +18,16 @@ from scipy.sparse import csc_array, csr_array, vstack
 from torch import Tensor
 
 from core.errors import UserError
-from core.neighbors import as_float_matrix, knn
+from core.neighbors import as_float_matrix, knn, squared_norms
 from core.precision import full_precision
 
 CHUNK_TERMS = 1_000_000  # min() terms expanded at once by each thread, about 20 MB
 CHUNK_ROWS = 512
+BLOCK_ROWS = 16_384  # rows whose sets are joined, whose pairs are measured and whose weights are shared at once
 MAX_WORKERS = 8  # bounds the memory of the chunks in flight on large machines
+NARROW = np.iinfo(np.int32).max  # the largest place that indices of 32 bits reach
 ABSENT = np.iinfo(np.int32).max
+SLACK = 1e-4  # a shared weight is rounded by less than this share of itself
 
 
 def jaccard_distance(
@@ -33,23 +36,28 @@ def jaccard_distance(
     k2: int = 6,
     backend: str = "auto",
     neighbors: np.ndarray | None = None,
+    limit: float | None = None,
 ) -> csr_array:
     """Symmetric (N, N) float32 Jaccard distance of unit ``features`` (N, D).
 
     Stored are exactly the pairs with a distance below 1, zeros (the diagonal, identical images)
-    included; a pair that is not stored is at distance 1. ``neighbors`` (N, >= k1) are the indices
-    returned by `core.neighbors.knn`, where the caller has them already; ``backend`` goes to it.
+    included; a pair that is not stored is at distance 1. With a ``limit``, the largest ``eps`` that
+    is read of the graph, only pairs at a distance of at most ``limit`` are stored, with the same
+    bits; without, the graph grows faster than N. ``neighbors`` (N, >= k1) are the indices returned
+    by `core.neighbors.knn`, where the caller has them already; ``backend`` goes to it.
     """
     matrix = as_float_matrix(features)
     count = len(matrix)
     if k1 < 1 or k2 < 1:
         raise UserError(f"k1 = {k1} and k2 = {k2} must both be at least 1.")
+    if limit is not None and not 0 <= limit < 1:
+        raise UserError(f"limit = {limit} is the largest Jaccard distance that is stored, in [0, 1); None stores all.")
     if neighbors is None:
         neighbors = knn(matrix, k1, backend=backend)[1]
     _check_lists(neighbors, count, min(k1, count))
     # The published search returns k1 columns, so lists nominally of k1 + 1 entries hold k1.
     encoding = reciprocal_encoding(matrix, neighbors[:, :k1], k1, half_size(k1), k2)
-    return _mutual_distance(encoding)
+    return _mutual_distance(encoding, limit)
 
 
 def half_size(k1: int) -> int:
@@ -73,7 +81,7 @@ def reciprocal_encoding(
     distance times ``scale`` (N,), 1 where not given; then each row becomes the mean of the rows of
     its first ``k2`` images (k2 = 1: stays as it is).
     """
-    ranking = ranking.astype(np.int32)  # scipy keeps the index type: half the memory of int64
+    ranking = ranking.astype(index_type(ranking.size))  # scipy keeps the index type: half the memory of int64
     expanded = _expanded_sets(ranking[:, :list_size], half)
     weight = _squared_distances(features, expanded)
     if scale is not None:
@@ -84,19 +92,22 @@ def reciprocal_encoding(
     return _query_expansion(encoding, ranking[:, :k2]) if k2 > 1 else encoding
 
 
-def shared_weight(rows: csr_array, inverted: csc_array, first: np.ndarray | None = None) -> csr_array:
+def shared_weight(
+    rows: csr_array, inverted: csc_array, first: np.ndarray | None = None, least: float = 0.0
+) -> csr_array:
     """(Q, N) sums over k of min(V_ik, W_jk): V (Q, M) are ``rows``, W (N, M) is ``inverted``.
 
     For the e-th stored entry (i, k) of V, only those entries of column k of W count whose position
-    in ``inverted`` is at least ``first[e]`` (by default all). The work is cut into chunks, which as
-    many threads share as torch uses; the result does not depend on their number.
+    in ``inverted`` is at least ``first[e]`` (by default all). Sums below ``least`` are not stored.
+    The work is cut into chunks, which as many threads share as torch uses; the result does not
+    depend on their number.
     """
     if first is None:
         first = inverted.indptr[rows.indices]
     terms = inverted.indptr[1:][rows.indices] - first
     chunks = _chunks(rows.indptr, terms)
     with ThreadPoolExecutor(min(torch.get_num_threads(), MAX_WORKERS)) as pool:
-        work = partial(_shared_weight_chunk, rows, inverted, first, terms)
+        work = partial(_shared_weight_chunk, rows, inverted, first, terms, least)
         blocks = list(pool.map(work, chunks))
     return vstack(blocks, format="csr")
 
@@ -108,10 +119,19 @@ def jaccard_from_shared(shared: np.ndarray) -> np.ndarray:
     return np.subtract(1, shared, out=shared)
 
 
-def _mutual_distance(encoding: csr_array) -> csr_array:
-    """Jaccard distances among the rows of V: only pairs j >= i are computed, then mirrored."""
+def _mutual_distance(encoding: csr_array, limit: float | None = None) -> csr_array:
+    """Jaccard distance among the rows of V: only pairs j >= i are computed, then mirrored."""
     inverted = encoding.tocsc()
-    upper = shared_weight(encoding, inverted, first=_positions_by_column(encoding))
+    # s of a pair at the limit is 2 (1 - d) / (2 - d); what may lie there by rounding is judged by its distance, below.
+    least = 0.0 if limit is None else (1 - SLACK) * 2 * (1 - limit) / (2 - limit)
+    reached = inverted.indptr[:-1].copy()  # of each column, the first entry that no earlier block holds
+    blocks = []
+    for block in _row_blocks(len(reached)):
+        rows = encoding[block]
+        blocks.append(shared_weight(rows, inverted, reached[rows.indices] + _place_in_column(rows), least))
+        reached += np.bincount(rows.indices, minlength=len(reached)).astype(reached.dtype)
+    upper = vstack(blocks, format="csr")
+    del blocks
     # Each transposition also sorts the columns, which the sum of the two needs to be fast.
     lower = upper.T.tocsr()
     upper = lower.T.tocsr()
@@ -119,7 +139,22 @@ def _mutual_distance(encoding: csr_array) -> csr_array:
     del lower, upper
     # A shared weight is at least exp(-4) / (k2 |set|), so that no stored distance rounds to 1.
     jaccard_from_shared(shared.data)
-    return shared
+    return shared if limit is None else _only(shared, shared.data <= float(limit))
+
+
+def _only(matrix: csr_array, kept: np.ndarray) -> csr_array:
+    """The stored entries of ``matrix`` where ``kept`` (nnz,) is true."""
+    before = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr].astype(matrix.indptr.dtype)
+    return csr_array((matrix.data[kept], matrix.indices[kept], before), shape=matrix.shape)
+
+
+def index_type(most: int) -> type[np.signedinteger]:
+    """The integers that count up to ``most``: of 32 bits, for half the memory, while they reach."""
+    return np.int32 if most <= NARROW else np.int64
+
+
+def _row_blocks(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK_ROWS, count)) for start in range(0, count, BLOCK_ROWS))
 
 
 def _check_lists(neighbors: np.ndarray, count: int, length: int) -> None:
@@ -137,9 +172,18 @@ def _expanded_sets(ranking: np.ndarray, half: int) -> csr_array:
     mutual = _mutual_positions(ranking)
     full_set = _reciprocal_sets(ranking, mutual, ranking.shape[1])
     half_set = _reciprocal_sets(ranking, mutual, half)
-    overlap = (full_set @ half_set.T).multiply(full_set).tocsr()
+    holders = half_set.T.tocsr()
+    sizes = np.diff(half_set.indptr)
+    return vstack(
+        [_joined(full_set[rows], half_set, holders, sizes) for rows in _row_blocks(len(ranking))], format="csr"
+    )
+
+
+def _joined(full_set: csr_array, half_set: csr_array, holders: csr_array, sizes: np.ndarray) -> csr_array:
+    """Some rows of the full sets, joined by half sets of ``sizes`` (N,), whose transpose is ``holders``."""
+    overlap = (full_set @ holders).multiply(full_set).tocsr()
     # Integers stand for "strictly more than 2/3 of the half set lies in the unexpanded set".
-    joins = 3 * overlap.data > 2 * np.diff(half_set.indptr)[overlap.indices]
+    joins = 3 * overlap.data > 2 * sizes[overlap.indices]
     overlap.data = joins.astype(np.float32)
     overlap.eliminate_zeros()
     expanded = (full_set + overlap @ half_set).tocsr()
@@ -152,7 +196,7 @@ def _mutual_positions(ranking: np.ndarray) -> np.ndarray:
     count = len(ranking)
     positions = np.empty_like(ranking)
     for start in range(0, count, CHUNK_ROWS):
-        own = np.arange(start, min(start + CHUNK_ROWS, count), dtype=np.int32)
+        own = np.arange(start, min(start + CHUNK_ROWS, count), dtype=ranking.dtype)
         found = ranking[ranking[own]] == own[:, None, None]
         positions[own] = np.where(found.any(axis=2), found.argmax(axis=2), ABSENT)
     return positions
@@ -161,7 +205,7 @@ def _mutual_positions(ranking: np.ndarray) -> np.ndarray:
 def _reciprocal_sets(ranking: np.ndarray, mutual: np.ndarray, size: int) -> csr_array:
     """(N, N) of ones: j is among the first ``size`` of i, and i among the first ``size`` of j."""
     member = mutual[:, :size] < size
-    indptr = np.concatenate([[0], np.cumsum(member.sum(axis=1))]).astype(np.int32)
+    indptr = np.concatenate([[0], np.cumsum(member.sum(axis=1))]).astype(ranking.dtype)
     columns = ranking[:, :size][member]
     count = len(ranking)
     sets = csr_array((np.ones(len(columns), np.float32), columns, indptr), shape=(count, count))
@@ -171,38 +215,46 @@ def _reciprocal_sets(ranking: np.ndarray, mutual: np.ndarray, size: int) -> csr_
 
 def _squared_distances(features: Tensor, pairs: csr_array) -> np.ndarray:
     """Squared Euclidean distances of the stored pairs only, in their order (nnz,) float32."""
-    device = features.device
-    norms = features.square().sum(dim=1).cpu().numpy()
-    with warnings.catch_warnings(), full_precision(device):
+    norms = squared_norms(features).cpu().numpy()
+    squared = np.empty(pairs.nnz, np.float32)
+    with warnings.catch_warnings(), full_precision(features.device):
         warnings.filterwarnings("ignore", message="Sparse (CSR tensor|invariant)")
-        pattern = torch.sparse_csr_tensor(
-            torch.from_numpy(pairs.indptr.astype(np.int64)),
-            torch.from_numpy(pairs.indices.astype(np.int64)),
-            torch.zeros(pairs.nnz),
-            size=pairs.shape,
-            check_invariants=False,
-        ).to(device)
-        products = torch.sparse.sampled_addmm(pattern, features, features.T, beta=0.0).values()
-    squared = np.repeat(norms, np.diff(pairs.indptr)) + norms[pairs.indices]
-    squared -= 2 * products.cpu().numpy()
+        for rows in _row_blocks(len(features)):
+            bounds = pairs.indptr[rows.start : rows.stop + 1]
+            stored = slice(bounds[0], bounds[-1])
+            squared[stored] = np.repeat(norms[rows], np.diff(bounds)) + norms[pairs.indices[stored]]
+            squared[stored] -= 2 * _products(features, rows, bounds - bounds[0], pairs.indices[stored])
     return np.maximum(squared, 0, out=squared)
+
+
+def _products(features: Tensor, rows: slice, bounds: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Inner products (nnz,) of ``rows`` with the images that ``bounds`` and ``columns`` list for each of them."""
+    pattern = torch.sparse_csr_tensor(
+        torch.from_numpy(bounds.astype(np.int64)),
+        torch.from_numpy(columns.astype(np.int64)),
+        torch.zeros(len(columns)),
+        size=(len(bounds) - 1, len(features)),
+        check_invariants=False,
+    ).to(features.device)
+    products = torch.sparse.sampled_addmm(pattern, features[rows], features.T, beta=0.0).values()
+    return products.cpu().numpy()
 
 
 def _query_expansion(encoding: csr_array, nearest: np.ndarray) -> csr_array:
     """Each row replaced by the mean of the rows of its nearest images (N, k2), itself included."""
     count, k2 = nearest.shape
-    indptr = np.arange(0, count * k2 + 1, k2, dtype=np.int32)
+    indptr = np.arange(0, count * k2 + 1, k2, dtype=nearest.dtype)
     share = np.full(count * k2, 1 / k2, dtype=np.float32)
     average = csr_array((share, nearest.ravel(), indptr), shape=(count, count))
     return (average @ encoding).tocsr()
 
 
-def _positions_by_column(matrix: csr_array) -> np.ndarray:
-    """For each stored entry in row order, its place among the stored entries in column order."""
-    order = np.arange(matrix.nnz, dtype=np.int64)
-    by_column = csr_array((order, matrix.indices, matrix.indptr), shape=matrix.shape).tocsc().data
+def _place_in_column(matrix: csr_array) -> np.ndarray:
+    """For each stored entry, in row order, the number of entries of its column in earlier rows."""
+    order = np.arange(matrix.nnz, dtype=matrix.indices.dtype)
+    by_column = csr_array((order, matrix.indices, matrix.indptr), shape=matrix.shape).tocsc()
     places = np.empty_like(order)
-    places[by_column] = order
+    places[by_column.data] = order - np.repeat(by_column.indptr[:-1], np.diff(by_column.indptr))
     return places
 
 
@@ -218,19 +270,21 @@ def _chunks(indptr: np.ndarray, terms: np.ndarray) -> Iterator[slice]:
 
 
 def _shared_weight_chunk(
-    rows: csr_array, inverted: csc_array, first: np.ndarray, terms: np.ndarray, chunk: slice
+    rows: csr_array, inverted: csc_array, first: np.ndarray, terms: np.ndarray, least: float, chunk: slice
 ) -> csr_array:
     """Sums of minima for some rows: terms laid out entry by entry, added up by a sparse product."""
     bounds = rows.indptr[chunk.start : chunk.stop + 1]
     entries = slice(bounds[0], bounds[-1])
     width = bounds[-1] - bounds[0]
     length = terms[entries]
-    offset = np.concatenate([[0], np.cumsum(length)]).astype(np.int32)
+    offset = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
+    offset = offset.astype(index_type(offset[-1]))
     place = np.repeat((first[entries] - offset[:-1]).astype(inverted.indices.dtype), length)
     place += np.arange(len(place), dtype=place.dtype)
-    least = inverted.data[place]
-    np.minimum(least, np.repeat(rows.data[entries], length), out=least)
-    by_entry = csr_array((least, inverted.indices[place], offset), shape=(width, inverted.shape[0]))
-    which = np.arange(width, dtype=np.int32)
+    smaller = inverted.data[place]
+    np.minimum(smaller, np.repeat(rows.data[entries], length), out=smaller)
+    by_entry = csr_array((smaller, inverted.indices[place], offset), shape=(width, inverted.shape[0]))
+    which = np.arange(width, dtype=offset.dtype)
     summing = csr_array((np.ones(width, np.float32), which, bounds - bounds[0]), shape=(len(bounds) - 1, width))
-    return summing @ by_entry
+    sums = summing @ by_entry
+    return _only(sums, sums.data >= least) if least else sums

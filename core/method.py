@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from core.augment import normalise
@@ -102,10 +103,18 @@ class Method(nn.Module):
     def cluster(self, features: Tensor, data: TrainingData) -> Labels:
         """Jaccard distance and DBSCAN over features (N, D), with the configured k1, k2 and eps."""
         settings = self.config.clustering
-        with data.timer("jaccard"):
-            graph = jaccard_distance(features, settings.k1, settings.k2)
+        graph = self.distance_graph(features, data, settings.eps)
         with data.timer("cluster"):
             return Labels(dbscan(graph, settings.eps, settings.min_samples))
+
+    def distance_graph(self, features: Tensor, data: TrainingData, limit: float) -> csr_array:
+        """Jaccard distances (N, N) of features (N, D) with the configured k1 and k2.
+
+        Stored are those up to ``limit``, the largest ``eps`` that the method reads of them.
+        """
+        settings = self.config.clustering
+        with data.timer("jaccard"):
+            return jaccard_distance(features, settings.k1, settings.k2, limit=limit)
 
     def start_epoch(self, labels: Labels, data: TrainingData, generator: torch.Generator) -> None:
         """Fill memories and set heads from the epoch's labels; runs on every rank with identical inputs."""

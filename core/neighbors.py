@@ -61,15 +61,26 @@ def as_float_matrix(features: Tensor | np.ndarray) -> Tensor:
     return matrix
 
 
+def squared_norms(features: Tensor) -> Tensor:
+    """(N,) sums of squares of the rows of ``features`` (N, D), by blocks: no second copy of them is held."""
+    return torch.cat([features[rows].square().sum(dim=1) for rows in row_blocks(len(features), features.shape[1])])
+
+
 def order_lists(similarity: np.ndarray, index: np.ndarray, own: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Lists (Q, k) by descending similarity, then ascending index; if ``own``, row i starts with i.
+    """Lists (Q, k) by descending similarity, then ascending index, in place; if ``own``, row i starts with i.
 
     An image that exact duplicates pushed out of its own list replaces the last entry there.
     """
+    for rows in row_blocks(*index.shape):
+        similarity[rows], index[rows] = _ordered(similarity[rows], index[rows], rows.start if own else None)
+    return similarity, index
+
+
+def _ordered(similarity: np.ndarray, index: np.ndarray, first: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Some lists in order; row i starts with ``first`` + i, where that is given."""
     rank = -similarity
-    if own:
-        index = index.copy()
-        itself = np.arange(len(index))
+    if first is not None:
+        itself = np.arange(first, first + len(index))
         present = index == itself[:, None]
         missing = ~present.any(axis=1)
         index[missing, -1] = itself[missing]

@@ -15,7 +15,6 @@ from core.clustering import dbscan
 from core.config import Config
 from core.data import Batch, Labels, TrainingData
 from core.errors import UserError
-from core.jaccard import jaccard_distance
 from core.losses import cluster_nll, similarities
 from core.memory import CentroidMemory, InstanceMemory, cluster_centroids
 from core.method import Method
@@ -87,11 +86,9 @@ class HCL(Method):
     def label(self, epoch: int, data: TrainingData) -> Labels:
         """Base labels at clustering.eps, and the labels at every granularity, all from one Jaccard graph."""
         clustering, offsets = self.config.clustering, self.config.settings.eps_offsets
-        features = self._clustered_features(data)
-        with data.timer("jaccard"):
-            graph = jaccard_distance(features, clustering.k1, clustering.k2)
+        radii = granularity_radii(clustering.eps, offsets)
+        graph = self.distance_graph(self._clustered_features(data), data, max(radii))
         with data.timer("cluster"):
-            radii = granularity_radii(clustering.eps, offsets)
             labelings = [dbscan(graph, eps, clustering.min_samples) for eps in radii]
         granularities = torch.from_numpy(np.stack(labelings, axis=1))
         return Labels(labelings[offsets.index(0.0)], {"granularities": granularities})

@@ -16,7 +16,6 @@ from core.clustering import dbscan
 from core.config import Config
 from core.data import Batch, Labels, TrainingData
 from core.errors import UserError
-from core.jaccard import jaccard_distance
 from core.memory import CentroidMemory
 from core.method import Method
 from core.sampling import pk_batches
@@ -84,8 +83,8 @@ class SpCL(Method):
         """DBSCAN over the memory (over fresh features where none outlives the epoch), reduced to its reliable part."""
         settings, clustering = self.config.settings, self.config.clustering
         features = self.instances.rows if self.instances is not None and self._outlives_epochs else data.features()
-        with data.timer("jaccard"):
-            graph = jaccard_distance(features, clustering.k1, clustering.k2)
+        farthest = clustering.eps + settings.gap if settings.independence else clustering.eps
+        graph = self.distance_graph(features, data, farthest)
         with data.timer("cluster"):
             ids = self._reliable_clusters(graph)
         # The ids keep -1, so that un-clustered images are counted as what they are; the loss sees classes.

@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 
 from core import jaccard
+from core.clustering import dbscan
+from core.errors import UserError
 from core.jaccard import half_size, jaccard_distance, reciprocal_encoding
 from core.neighbors import knn
 from tests import reference_jaccard as reference
@@ -32,6 +35,19 @@ def dense(distance) -> np.ndarray:
     rows = np.repeat(np.arange(distance.shape[0]), np.diff(distance.indptr))
     full[rows, distance.indices] = distance.data
     return full
+
+
+def up_to(limit: float, distance: csr_array) -> csr_array:
+    """The stored pairs at a distance of at most ``limit``."""
+    near = distance.data <= limit
+    rows = np.repeat(np.arange(distance.shape[0]), np.diff(distance.indptr))
+    return csr_array((distance.data[near], (rows[near], distance.indices[near])), shape=distance.shape)
+
+
+def assert_same_bits(found: csr_array, expected: csr_array) -> None:
+    np.testing.assert_array_equal(found.indptr, expected.indptr)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.data, expected.data)
 
 
 def assert_is_a_jaccard_distance(distance) -> None:
@@ -139,10 +155,68 @@ def test_chunks_and_threads_leave_every_bit_as_it_is(monkeypatch):
     whole = jaccard_distance(features, 12, 4)
     monkeypatch.setattr(jaccard, "CHUNK_TERMS", 200)
     monkeypatch.setattr(jaccard, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(jaccard, "BLOCK_ROWS", 11)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    cut = jaccard_distance(features, 12, 4)
-    np.testing.assert_array_equal(whole.indices, cut.indices)
-    np.testing.assert_array_equal(whole.data, cut.data)
+    assert_same_bits(jaccard_distance(features, 12, 4), whole)
+    assert_same_bits(jaccard_distance(features, 12, 4, limit=0.6), up_to(0.6, whole))
+
+
+def test_indices_of_64_bits_where_32_do_not_reach_change_no_bit(monkeypatch):
+    features = people(120, 8, seed=4)
+    narrow = jaccard_distance(features, 12, 4)
+    assert narrow.indices.dtype == np.int32
+    assert jaccard.index_type(2**31 - 1) is np.int32
+    assert jaccard.index_type(2**31) is np.int64
+    monkeypatch.setattr(jaccard, "NARROW", 0)
+    wide = jaccard_distance(features, 12, 4)
+    assert wide.indices.dtype == wide.indptr.dtype == np.int64
+    assert_same_bits(wide, narrow)
+    np.testing.assert_array_equal(dbscan(wide, 0.6, 4), dbscan(narrow, 0.6, 4))
+
+
+def case(path: Path) -> tuple[np.ndarray, int, int]:
+    golden = np.load(path)
+    return golden["features"], int(golden["k1"]), int(golden["k2"])
+
+
+LIMITED = [
+    *(pytest.param(*case(path), id=path.stem) for path in GOLDEN),
+    *(pytest.param(people(count, 16, seed), 20, 6, id=f"{count} people") for seed, count in enumerate((1, 40, 333))),
+    pytest.param(np.repeat(people(20, 8, seed=3), 3, axis=0), 10, 4, id="duplicates"),
+]
+
+
+@pytest.mark.parametrize(("features", "k1", "k2"), LIMITED)
+@pytest.mark.parametrize("limit", [0.0, 0.3, 0.5, 0.6, 0.95])
+def test_a_limit_stores_the_pairs_up_to_it_with_the_same_bits_and_changes_no_label(features, k1, k2, limit):
+    whole = jaccard_distance(features, k1, k2)
+    part = jaccard_distance(features, k1, k2, limit=limit)
+    assert_same_bits(part, up_to(limit, whole))
+    for eps in {0.0, limit / 2, limit}:
+        np.testing.assert_array_equal(dbscan(part, eps, 4), dbscan(whole, eps, 4))
+
+
+def test_a_pair_exactly_at_the_limit_is_stored():
+    whole = jaccard_distance(people(90, 16, seed=0), 20, 6)
+    distances = np.unique(whole.data)
+    limit = distances[len(distances) // 2]
+    assert jaccard_distance(people(90, 16, seed=0), 20, 6, limit=float(limit)).data.max() == limit
+
+
+def test_with_a_limit_the_stored_pairs_of_an_image_do_not_grow_with_the_images():
+    stored = {
+        (count, limit): jaccard_distance(people(count, 24, seed=0, noise=0.5), 20, 6, limit=limit).nnz / count
+        for count in (400, 1600)
+        for limit in (None, 0.6)
+    }
+    assert stored[1600, None] > 1.5 * stored[400, None]
+    assert stored[1600, 0.6] < 1.1 * stored[400, 0.6] < 0.2 * stored[1600, None]
+
+
+def test_a_limit_that_is_no_distance_below_1_is_refused():
+    for limit in (1.0, -0.1, np.nan):
+        with pytest.raises(UserError, match="largest Jaccard distance that is stored"):
+            jaccard_distance(people(30, 8, seed=0), 10, limit=limit)
 
 
 def test_lists_searched_before_give_the_same_distance_even_if_longer():

@@ -81,6 +81,19 @@ def test_the_torch_search_does_not_depend_on_its_blocks(monkeypatch):
     np.testing.assert_array_equal(whole, blocks)
 
 
+def test_squared_norms_by_blocks_have_the_bits_of_all_rows_at_once():
+    features = unit_features(2051, 37)
+    assert torch.equal(neighbors.squared_norms(features), features.square().sum(dim=1))
+
+
+def test_lists_longer_than_a_block_are_ordered_alike_with_each_image_first(monkeypatch):
+    features = unit_features(1, 4).repeat(50, 1)
+    _, whole = knn(features, 5, backend="torch")
+    monkeypatch.setattr(neighbors, "BLOCK_ELEMENTS", 35)
+    _, blocks = knn(features, 5, backend="torch")
+    np.testing.assert_array_equal(whole, blocks)
+
+
 def test_autocast_and_reduced_precision_around_the_search_do_not_reach_it():
     features = unit_features(300, 64)
     expected, _ = knn(features, 9, backend="torch")

@@ -18,7 +18,6 @@ from core.data import Batch, Labels
 from core.jaccard import jaccard_distance
 from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
-from methods.hcl import method as hcl_module
 from methods.hcl.hybrid import co_association
 from methods.hcl.method import HCL, Settings, granularity_radii
 from pipeline.settings import method_config, resolve_run
@@ -181,11 +180,12 @@ def test_all_granularities_come_from_one_graph_and_the_base_is_that_of_the_confi
 ) -> None:
     graphs: list[object] = []
 
-    def counted(*arguments: object) -> object:
+    def counted(*arguments: object, **named: object) -> object:
+        assert named == {"limit": 0.6}
         graphs.append(jaccard_distance(*arguments))  # type: ignore[arg-type]
-        return graphs[-1]
+        return jaccard_distance(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hcl_module, "jaccard_distance", counted)
+    monkeypatch.setattr("core.method.jaccard_distance", counted)
     features = people(generator)
     method = hcl(Clustering(k1=10, k2=4, eps=0.6), eps_offsets=(-0.1, 0.0, -0.05))
     labels = method.label(0, Data(features))  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from scipy.sparse import csr_array
 from torch import Tensor
 
+import core.method
 import methods.spcl.method as module
 from methods.spcl import reliability
 from methods.spcl.memory import HybridMemory
@@ -175,22 +176,26 @@ def test_without_a_gap_the_criteria_change_no_label(people) -> None:
 def test_three_clusterings_share_one_distance_graph(people, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[csr_array] = []
     clustered: list[tuple[int, float]] = []
-    distance, dbscan = module.jaccard_distance, module.dbscan
+    distance, dbscan = core.method.jaccard_distance, module.dbscan
+    limits: list[float] = []
 
-    def counted(*arguments: object) -> csr_array:
-        graphs.append(distance(*arguments))
+    def counted(*arguments: object, limit: float) -> csr_array:
+        limits.append(round(limit, 6))
+        graphs.append(distance(*arguments, limit=limit))
         return graphs[-1]
 
     def noted(graph: csr_array, eps: float, min_samples: int) -> np.ndarray:
         clustered.append((id(graph), round(eps, 6)))
         return dbscan(graph, eps, min_samples)
 
-    monkeypatch.setattr(module, "jaccard_distance", counted)
+    monkeypatch.setattr(core.method, "jaccard_distance", counted)
     monkeypatch.setattr(module, "dbscan", noted)
     begin(spcl(), Data(people))
     assert len(graphs) == 1
     assert {graph for graph, _ in clustered} == {id(graphs[0])}
     assert sorted(eps for _, eps in clustered) == [0.58, 0.6, 0.62]
+    begin(spcl(independence=False), Data(people))
+    assert limits == [0.62, 0.6]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.9])

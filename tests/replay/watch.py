@@ -157,19 +157,19 @@ def _walk(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def watching(trainer: WatchedTrainer) -> Iterator[None]:
-    """Note draws, Jaccard graphs and DBSCAN radii, wherever a method asks for them."""
+    """Note draws, whole Jaccard graphs and DBSCAN radii, wherever a method asks for them."""
     graphs, radii = core.jaccard._mutual_distance, core.clustering._pairs_within
     record = trainer.record
 
     def count(what: str) -> int:
         return sum(name.startswith(f"{trainer.where}, {what}") for name in record.quantities)
 
-    def graph_of(*arguments: Any) -> Any:
-        graph = graphs(*arguments)
+    def graph_of(encoding: Any, limit: float | None) -> Any:
+        whole = graphs(encoding)
         record.note(
-            f"{trainer.where}, Jaccard graph {count('Jaccard')} {SINGLE}", graph.sum(axis=1, dtype=float), "image"
+            f"{trainer.where}, Jaccard graph {count('Jaccard')} {SINGLE}", whole.sum(axis=1, dtype=float), "image"
         )
-        return graph
+        return graphs(encoding, limit)
 
     def pairs_within(distance: Any, eps: float) -> Any:
         record.note(f"{trainer.where}, radius of DBSCAN {count('radius')}", [eps])

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from core.approximate import SEARCHES
 from core.augment import Augment
 from core.errors import UserError
 from core.names import unknown
@@ -59,6 +60,7 @@ CHOICES = {
     "precision": ("fp32", "fp64", "bf16", "fp16"),
     "optimiser.name": ("adam", "adamw", "sgd"),
     "sampler.singleton": ("fill", "repeat"),
+    "clustering.search": SEARCHES,
 }
 
 
@@ -116,12 +118,16 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Clustering:
-    """Jaccard distance over k1 reciprocal neighbours, expanded over k2, then DBSCAN."""
+    """Jaccard distance over k1 reciprocal neighbours, expanded over k2, then DBSCAN.
+
+    ``search``: how the neighbours are found, exact, or for very many images ivf or hnsw, whose recall is recorded.
+    """
 
     k1: int = 30
     k2: int = 6
     eps: float = 0.6
     min_samples: int = 4
+    search: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -178,8 +184,14 @@ class Config:
     extraction_batch: int = 256
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain nested dict, as written beside the results."""
-        return dataclasses.asdict(self)
+        """Plain nested dict, as written beside the results.
+
+        An exact search goes without saying: records and hashes stay those of runs from before there was another.
+        """
+        record = dataclasses.asdict(self)
+        if self.clustering.search == "exact":
+            del record["clustering"]["search"]
+        return record
 
     def digest(self) -> str:
         """Short hash of the resolved configuration."""
@@ -353,7 +365,7 @@ def _called(kind: Any) -> str:
 
 def _check_values(config: Config) -> None:
     """Impossible values, caught before any work is done."""
-    values = dict(_leaves(config.as_dict()))
+    values = dict(_leaves(dataclasses.asdict(config)))
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"'{key}' must be a finite number, not {value}")

@@ -143,6 +143,7 @@ class TrainingData:
         self.mean, self.std = mean, std
         self.source = source
         self.timer = PhaseTimer()
+        self.notes: dict[str, float] = {}  # of how this epoch's labels came about, for its row of history.csv
         self.config = Config(None)
         self.title: str | None = None  # of the progress bar of an extraction
         self.collective = True
@@ -225,7 +226,7 @@ class TrainingData:
 
         ``title``: of the progress bar of an extraction, None for none.
         """
-        self._embed, self._embedded, self.title = embed, None, title
+        self._embed, self._embedded, self.title, self.notes = embed, None, title, {}
         if self.source:
             self.source.title = title
 

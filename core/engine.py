@@ -326,6 +326,7 @@ class Trainer:
                 "clusters": labels.clusters,
                 "outliers": labels.outliers,
                 **labels.notes,
+                **self.data.notes,
                 **seen,
                 **seconds,
                 **memory,

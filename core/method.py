@@ -11,6 +11,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from core.approximate import neighbor_lists
 from core.augment import normalise
 from core.backbones.net import Embedder
 from core.clustering import dbscan
@@ -108,13 +109,16 @@ class Method(nn.Module):
             return Labels(dbscan(graph, settings.eps, settings.min_samples))
 
     def distance_graph(self, features: Tensor, data: TrainingData, limit: float) -> csr_array:
-        """Jaccard distances (N, N) of features (N, D) with the configured k1 and k2.
+        """Jaccard distances (N, N) of features (N, D) with the configured k1, k2 and search, whose recall is noted.
 
         Stored are those up to ``limit``, the largest ``eps`` that the method reads of them.
         """
         settings = self.config.clustering
         with data.timer("jaccard"):
-            return jaccard_distance(features, settings.k1, settings.k2, limit=limit)
+            neighbors, recall = neighbor_lists(features, settings.k1, settings.search)
+            if recall is not None:
+                data.notes["search_recall"] = recall
+            return jaccard_distance(features, settings.k1, settings.k2, neighbors=neighbors, limit=limit)
 
     def start_epoch(self, labels: Labels, data: TrainingData, generator: torch.Generator) -> None:
         """Fill memories and set heads from the epoch's labels; runs on every rank with identical inputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -48,8 +49,13 @@ def knn(
 
 
 def as_float_matrix(features: Tensor | np.ndarray) -> Tensor:
-    """``features`` as a contiguous, detached float32 (N, D) tensor on the device where they are."""
-    matrix = torch.as_tensor(features).detach().float().contiguous()
+    """``features`` as a contiguous, detached float32 (N, D) tensor on the device where they are.
+
+    Those that are so already are not copied: a float32 ``np.memmap`` stays in its file, and is only read.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        matrix = torch.as_tensor(features).detach().float().contiguous()
     if matrix.ndim != 2 or len(matrix) == 0:
         raise ValueError(f"features must be a non-empty (N, D) matrix, not {tuple(matrix.shape)}.")
     broken = ~torch.isfinite(matrix.sum(dim=1))

@@ -9,6 +9,7 @@ the methods: ``overrides.schedule.epochs`` must not train the warm start.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import methods
@@ -162,7 +163,7 @@ def winners(patches: Sequence[Patch], config: Config) -> dict[str, tuple[Any, st
     """Key -> its resolved value and the layer that set it; what no layer sets is a default of the code."""
     found: dict[str, tuple[Any, str]] = {}
     setters = [(patch.source, dict(leaves(patch.values))) for patch in reversed(patches)]
-    for key, value in leaves(config.as_dict()):
+    for key, value in leaves(asdict(config)):
         source, written = next(((s, keys[key]) for s, keys in setters if key in keys), ("default", value))
         several = isinstance(written, list | tuple) and list(written) != list(value)
         scaled = several or (isinstance(written, int | float) and written != value)

@@ -66,6 +66,11 @@ def score_run(
     run, method = load_method(record)
     curves = read_history(trained)
     notes = []
+    if "search_recall" in curves:
+        notes.append(
+            f"pseudo-labels by an approximate search ({run.config.clustering.search}), which found "
+            f"{curves['search_recall'].min():.2%} of the exact neighbours or more in every epoch"
+        )
     if same_data(record, manifest):
         if reason := unlabelled(manifest, run):
             notes.append(f"no audit of the pseudo-labels: {reason}")

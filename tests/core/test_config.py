@@ -141,6 +141,17 @@ def test_the_hash_changes_with_every_value_and_with_nothing_else() -> None:
     assert first.digest() == same.digest() != other.digest()
 
 
+def test_an_exact_search_leaves_record_and_hash_as_they_were_before_there_was_another() -> None:
+    exact, named = resolve([], Settings), resolve([paper(clustering={"search": "exact"})], Settings)
+    assert list(exact.as_dict()["clustering"]) == ["k1", "k2", "eps", "min_samples"]
+    assert exact.digest() == named.digest()
+    approximate = resolve([paper(clustering={"search": "ivf"})], Settings)
+    assert approximate.as_dict()["clustering"]["search"] == "ivf"
+    assert approximate.digest() != exact.digest()
+    again = resolve([Patch("train.json", approximate.as_dict(), paper=True)], Settings)
+    assert again == approximate
+
+
 def test_assignments_read_yaml_values_into_sections() -> None:
     assert parse_assignments(["clustering.eps=0.5", "clustering.k1=20", "schedule.iterations=null"]) == {
         "clustering": {"eps": 0.5, "k1": 20},
@@ -172,6 +183,7 @@ def test_a_resolved_configuration_reads_back_as_itself() -> None:
         ("input.height=10000000", "'input.height' must be 1 to 4096"),
         ("backbone.bn_groups=0", "'backbone.bn_groups' must be 1 to"),
         ("clustering.k1=0", "'clustering.k1' must be 1 to"),
+        ("clustering.search=fast", "'clustering.search' must be one of exact, ivf, hnsw, not 'fast'"),
         ("clustering.eps=1", r"a Jaccard distance in \[0, 1\)"),
         ("optimiser.lr=0", "'optimiser.lr' must be above 0"),
         ("optimiser.lr=.inf", "'optimiser.lr' must be a finite number"),

@@ -11,10 +11,11 @@ import torch
 from scipy.sparse import csr_array
 
 from core import jaccard
+from core.approximate import neighbor_lists
 from core.clustering import dbscan
 from core.errors import UserError
 from core.jaccard import half_size, jaccard_distance, reciprocal_encoding
-from core.neighbors import knn
+from core.neighbors import as_float_matrix, knn
 from tests import reference_jaccard as reference
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("jaccard_*.npz"))
@@ -224,6 +225,18 @@ def test_lists_searched_before_give_the_same_distance_even_if_longer():
     expected = jaccard_distance(features, 10, 4)
     reused = jaccard_distance(features, 10, 4, neighbors=knn(features, 25)[1])
     np.testing.assert_array_equal(dense(reused), dense(expected))
+
+
+@pytest.mark.filterwarnings("error")
+def test_features_in_a_file_that_is_mapped_into_memory_and_only_read_give_the_same_bits(tmp_path):
+    features = people(100, 8, seed=6)
+    np.save(tmp_path / "features.npy", features)
+    mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
+    assert as_float_matrix(mapped).data_ptr() == mapped.ctypes.data
+    np.testing.assert_array_equal(knn(mapped, 10)[1], knn(features, 10)[1])
+    assert_same_bits(jaccard_distance(mapped, 10, 4), jaccard_distance(features, 10, 4))
+    for search in ("ivf", "hnsw"):
+        np.testing.assert_array_equal(neighbor_lists(mapped, 10, search)[0], neighbor_lists(features, 10, search)[0])
 
 
 def test_lists_that_do_not_fit_are_refused():

@@ -181,7 +181,7 @@ def test_all_granularities_come_from_one_graph_and_the_base_is_that_of_the_confi
     graphs: list[object] = []
 
     def counted(*arguments: object, **named: object) -> object:
-        assert named == {"limit": 0.6}
+        assert named["limit"] == 0.6
         graphs.append(jaccard_distance(*arguments))  # type: ignore[arg-type]
         return jaccard_distance(*arguments, **named)  # type: ignore[arg-type]
 

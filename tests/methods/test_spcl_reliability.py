@@ -179,9 +179,9 @@ def test_three_clusterings_share_one_distance_graph(people, monkeypatch: pytest.
     distance, dbscan = core.method.jaccard_distance, module.dbscan
     limits: list[float] = []
 
-    def counted(*arguments: object, limit: float) -> csr_array:
+    def counted(*arguments: object, limit: float, **named: object) -> csr_array:
         limits.append(round(limit, 6))
-        graphs.append(distance(*arguments, limit=limit))
+        graphs.append(distance(*arguments, limit=limit, **named))
         return graphs[-1]
 
     def noted(graph: csr_array, eps: float, min_samples: int) -> np.ndarray:

@@ -67,7 +67,7 @@ def launched(script: str, processes: int, folder: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_rank_has_all_chunks_to_the_bit_and_none_is_pickled(processes: int, tmp_path: Path) -> None:
-    assert launched(MERGED, processes, tmp_path).split() == ["merged"] * processes
+    assert launched(MERGED, processes, tmp_path).count("merged") == processes
 
 
 @pytest.mark.slow

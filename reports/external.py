@@ -14,6 +14,7 @@ import pandas as pd
 
 from core.files import changed
 from evaluation import metrics
+from pipeline import cli
 from pipeline.jobs import external_folder
 from pipeline.params import Params
 from pipeline.records import SCORED, ExternalRecord, read_external
@@ -37,6 +38,11 @@ class Outside:
 
     cells: list[Cell]
     faults: list[str]
+
+
+def chosen(options: Any) -> Outside:
+    """The systems beside the results of ``reference.chosen``: none beside committed ones."""
+    return Outside([], []) if options.source else read(cli.read_params(options))
 
 
 def read(params: Params) -> Outside:

@@ -18,7 +18,6 @@ from reports import external, reference
 from reports.compare import NOTE as COMPARISON_NOTE
 from reports.compare import RANKS, compare, difference_table, to_baseline
 from reports.correlation import beside_papers
-from reports.external import Outside
 from reports.published import rows as published_rows
 from reports.record import Result
 from reports.summary import curves, summary
@@ -26,7 +25,7 @@ from reports.table import KEY, MAIN, NOT_RUN, leaderboard
 from reports.text import NONE, counts, markdown_table, number
 from reports.worlds import world_table
 
-NOTHING, NONE_BESIDE = Outside([], []), MappingProxyType[str, str]({})
+NONE_BESIDE = MappingProxyType[str, str]({})
 SHOWN = {
     "method": "method",
     "variant": "variant",
@@ -88,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--out", type=Path, default=Path("results"), help="folder to write")
     options = arguments.parse_args(argv)
     results = reference.chosen(options)
-    outside = NOTHING if options.source else external.read(cli.read_params(options))
+    outside = external.chosen(options)
     for fault in outside.faults:
         print(fault, file=sys.stderr)
     beside = external.compare(outside, results)

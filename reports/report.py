@@ -10,7 +10,7 @@ from pathlib import Path
 
 from core.files import write_text
 from pipeline import cli
-from reports import reference
+from reports import external, reference
 from reports.page import (
     ablations,
     board,
@@ -20,6 +20,7 @@ from reports.page import (
     distances,
     drawn_and_real,
     failures,
+    outside,
     published,
     queries,
     settings,
@@ -42,19 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parse_args(argv)
     results = reference.chosen(options)
     material = gather(results)
-    text = whole(material, panels(material, options.source or Path("results")), facts(results))
+    beside = outside.panel(external.chosen(options), results)
+    text = whole(material, panels(material, options.source or Path("results"), beside), facts(results))
     write_text(options.out, text)
     print(f"wrote {options.out}, {len(text.encode()) / 1e6:.1f} MB")
     return 0
 
 
-def panels(material: Material, folder: Path) -> list[Panel]:
-    """Every panel of the page but the last, in their order."""
-    measured = [module.panel(material) for module in (board, differences, cost, training, queries, distances, cameras)]
+def panels(material: Material, folder: Path, beside: Panel) -> list[Panel]:
+    """Every panel of the page but the last, in their order; ``beside`` is that of systems from outside."""
+    compared = [board.panel(material), differences.panel(material), beside]
+    measured = [module.panel(material) for module in (cost, training, queries, distances, cameras)]
     own = folder / "ablations"
     ablated = ablations.panel(own if any(own.glob("*.csv")) else REFERENCE / "ablations")
     others = [module.panel(material) for module in (published, drawn_and_real, settings)]
-    return [*measured, ablated, *others]
+    return [*compared, *measured, ablated, *others]
 
 
 def whole(material: Material, shown: Sequence[Panel], told: Mapping[str, str]) -> str:

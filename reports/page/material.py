@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from pipeline.records import NearestRecord, read_nearest
-from reports.leaderboard import compared_table
+from reports.compare import compare, to_baseline
 from reports.record import Result
-from reports.table import KEY
+from reports.table import KEY, leaderboard
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Material:
 
     table: pd.DataFrame
     rows: list[Row]
+    comparison: pd.DataFrame  # every pair, as `compare` has them
 
     def settings(self) -> Iterator[tuple[str, list[Row]]]:
         """Rows that may be compared, under what they share."""
@@ -58,13 +59,14 @@ class Material:
 
 def gather(results: Sequence[Result]) -> Material:
     """The leaderboard of these results with the runs behind each row."""
-    table = compared_table(results)
+    comparison = compare(results)
+    table = to_baseline(leaderboard([result.record for result in results]), comparison)
     behind: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         behind.setdefault(tuple(getattr(result.record.run, key) for key in KEY), []).append(result)
     lines = table.to_dict("records")
     rows = [Row(number, line, behind[tuple(line[key] for key in KEY)]) for number, line in enumerate(lines)]
-    return Material(table, rows)
+    return Material(table, rows, comparison)
 
 
 def run_name(result: Result) -> str:

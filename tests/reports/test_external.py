@@ -22,7 +22,7 @@ from pipeline import external
 from pipeline.cli import VERBS
 from pipeline.jobs import ROOT
 from pipeline.params import read_params
-from reports import leaderboard
+from reports import leaderboard, report
 from tests.conftest import TinyWorld
 from tests.reports.synthetic import write_params, write_result
 
@@ -105,6 +105,11 @@ def test_a_system_is_compared_with_every_row_world_by_world(
     line = next(line for line in section.splitlines() if line.startswith("| osnet"))
     assert [cell.strip() for cell in line.split("|")][2:4] == ["3", f"{100 * np.mean(theirs):.1f}"]
     assert text.index("### Systems from outside") > text.index("## rendered, profile tiny")
+    assert report.main([]) == 0
+    panel = Path("results/report.html").read_text().partition('<section id="outside"')[2].partition("</section>")[0]
+    assert "trained on MSMT17 with labels" in panel
+    for row in found.to_dict("records"):
+        assert f'<th scope="row">osnet</th><td>{row["b"]}, {row["backbone"]}</td><td>{row["difference"]:+.1f}' in panel
     assert "osnet" not in Path("results/leaderboard.csv").read_text(), "the suite's own rows stand for themselves"
 
 

@@ -19,21 +19,33 @@ from core.neighbors import knn
 PEOPLE_PER_IMAGE = 751 / 12936  # as in Market-1501
 
 
+def private_bytes() -> int:
+    """Resident memory of this process, less the files that are mapped into it."""
+    used = psutil.Process().memory_info()
+    return int(used.rss - used.shared)
+
+
 class PeakMemory:
-    """Largest resident size, in bytes above that at entry, while the block runs."""
+    """Largest private memory, in bytes above ``start`` (by default that at entry), while the block runs."""
+
+    def __init__(self, start: int | None = None) -> None:
+        self._start = start
 
     def __enter__(self) -> PeakMemory:
-        self._process = psutil.Process()
-        self._start = self._process.memory_info().rss
+        self._above = private_bytes() if self._start is None else self._start
         self._stop = threading.Event()
         self.bytes = 0
+        self._look()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
 
     def _watch(self) -> None:
         while not self._stop.wait(0.005):
-            self.bytes = max(self.bytes, self._process.memory_info().rss - self._start)
+            self._look()
+
+    def _look(self) -> None:
+        self.bytes = max(self.bytes, private_bytes() - self._above)
 
     def __exit__(
         self,
@@ -41,6 +53,7 @@ class PeakMemory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._look()
         self._stop.set()
         self._thread.join()
 
@@ -53,7 +66,12 @@ def people_features(n: int, d: int, spread: float, rng: np.random.Generator) -> 
     """
     people = max(2, round(n * PEOPLE_PER_IMAGE))
     share = rng.exponential(size=people) + 0.15
-    person = rng.choice(people, size=n, p=share / share.sum())
+    return features_of(rng.choice(people, size=n, p=share / share.sum()), d, spread, rng)
+
+
+def features_of(person: np.ndarray, d: int, spread: float, rng: np.random.Generator) -> np.ndarray:
+    """Unit features (N, D) float32 of ``person`` (N,), as ``people_features`` says."""
+    n, people = len(person), int(person.max()) + 1
     strength = np.linspace(1, 0.1, 24, dtype=np.float32)
     centres = rng.standard_normal((people, 24), dtype=np.float32)
     noise = rng.standard_normal((n, 24), dtype=np.float32)
@@ -77,7 +95,7 @@ def measure(n: int, d: int, spread: float, k1: int, k2: int, eps: float, backend
         start = time.perf_counter()
         neighbors = knn(features, k1, backend=backend)[1]
         searched = time.perf_counter()
-        graph = jaccard_distance(features, k1, k2, neighbors=neighbors)
+        graph = jaccard_distance(features, k1, k2, neighbors=neighbors, limit=eps)
         weighed = time.perf_counter()
         labels = dbscan(graph, eps, min_samples=4)
         ended = time.perf_counter()

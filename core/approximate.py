@@ -56,6 +56,11 @@ def recall(features: Tensor, index: np.ndarray) -> float:
     return float((exact[:, :, None] == index[rows][:, None, :]).any(axis=2).mean())
 
 
+def cells_of(count: int) -> int:
+    """Cells that an IVF index sorts ``count`` images into: about 4 sqrt(N), or fewer with TRAINING images each."""
+    return max(1, min(round(4 * count**0.5), count // TRAINING))
+
+
 def _searcher(search: str, device: torch.device) -> Callable[[Tensor, int], tuple[np.ndarray, np.ndarray]]:
     if device.type == "cuda" and importlib.util.find_spec("cuvs") is not None:
         return lambda bank, k: _cuvs_search(bank, k, GPU_ALGORITHM[search])
@@ -68,8 +73,8 @@ def _ivf_search(bank: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     import faiss  # optional: the suite runs without it
 
     count, dimensions = bank.shape
-    cells = max(1, min(round(4 * count**0.5), count // TRAINING))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, cells, faiss.METRIC_INNER_PRODUCT)
+    quantizer = faiss.IndexFlatIP(dimensions)
+    index = faiss.IndexIVFFlat(quantizer, dimensions, cells_of(count), faiss.METRIC_INNER_PRODUCT)
     index.cp.spherical = True
     index.cp.max_points_per_centroid = TRAINING  # faiss draws them by a fixed seed
     index.nprobe = PROBES

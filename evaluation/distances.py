@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.manifest import UNKNOWN
+from core.neighbors import squared_norms
 from core.precision import full_precision
 
 # Up to this many multiply-adds (about a second on two cores) distances are computed in float64;
@@ -68,14 +69,14 @@ def euclidean_blocks(
     repeats = len(first) < len(gallery)
     if repeats:
         gallery = gallery[torch.from_numpy(first).to(gallery.device)]
-    squared_norm = gallery.square().sum(dim=1).cpu().numpy()
+    squared_norm = squared_norms(gallery).cpu().numpy()
 
     def block(rows: slice) -> np.ndarray:
         distance = inner_products(-2 * query[rows], gallery)
         distance += squared_norm
         return distance[:, shared] if repeats else distance
 
-    return EuclideanBlocks(block, query.square().sum(dim=1).cpu().numpy())
+    return EuclideanBlocks(block, squared_norms(query).cpu().numpy())
 
 
 def inner_products(left: Tensor, right: Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from core.config import digest
+from core.distributed import ProcessGroup, from_main
 from core.errors import UserError
 from core.files import copy, discard, replacing
 
@@ -51,13 +53,17 @@ class Checkpoint:
     def __init__(self, root: Path, key: dict[str, Any]) -> None:
         self.folder = root / digest(key)
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The last saved state, or None when there is none; raises DamagedCheckpoint when it cannot be read."""
+    def load(self, group: ProcessGroup) -> dict[str, Any] | None:
+        """The last saved state, or None when there is none; raises DamagedCheckpoint when it cannot be read.
+
+        Rank 0 reads it for all: ranks on other hosts need not see the folder.
+        """
         path = self.folder / "state.pt"
-        if not path.is_file():
+        content = from_main(lambda: path.read_bytes() if path.is_file() else None, group)
+        if content is None:
             return None
         try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=group.device, weights_only=True)
         except torch.OutOfMemoryError:
             raise
         except UNREADABLE as error:

@@ -109,7 +109,7 @@ class Trainer:
         return self.progress
 
     def _resume(self) -> None:
-        state = self.checkpoint.load(self.group.device)
+        state = self.checkpoint.load(self.group)
         if state is None:
             return
         self.method.load_state_dict(state["method"])
@@ -117,7 +117,8 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        self.checkpoint.require_weights(kept_epochs(self.config.schedule, self.progress.epoch))
+        kept = kept_epochs(self.config.schedule, self.progress.epoch)
+        from_main(lambda: self.checkpoint.require_weights(kept), self.group)
 
     def _save(self) -> None:
         """The state is complete at an epoch's end: streams are rederived, memories refilled or saved here."""

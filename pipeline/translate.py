@@ -21,6 +21,7 @@ from tqdm import trange
 from core import distributed
 from core.checkpoint import Checkpoint, source_hash
 from core.data import Needs
+from core.distributed import ProcessGroup
 from core.files import replacing
 from core.images import ImageStore, load_images
 from core.lock import locked
@@ -61,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     manifest = needed.prepared(options.dataset, options.data)
     layers = (params.profile, params.overrides, "train", options.assignments)
     size = resolve_run("warm_start", options.dataset, *layers).config.input
-    device = distributed.start(options.device).device
-    images = Images(manifest, (size.height, size.width), device, options.cache)
+    group = distributed.start(options.device)
+    images = Images(manifest, (size.height, size.width), group.device, options.cache)
     out = options.out or Path("styles") / options.dataset
     with locked(out):
-        file = train(images, settings, options.seed, out, manifest.fingerprint, options.cache)
+        file = train(images, settings, options.seed, out, manifest.fingerprint, group, options.cache)
     print(f"translator of {images.targets} cameras -> {file}; look at {out / 'sheet.png'} before you use it")
     return 0
 
@@ -118,9 +119,17 @@ def zoomed(images: Tensor, corner: Tensor) -> Tensor:
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
-def train(images: Images, settings: TranslatorSettings, seed: int, out: Path, fingerprint: str, cache: Path) -> Path:
+def train(
+    images: Images,
+    settings: TranslatorSettings,
+    seed: int,
+    out: Path,
+    fingerprint: str,
+    group: ProcessGroup,
+    cache: Path,
+) -> Path:
     """Train and write the generator and the sheet; returns the generator's file."""
-    streams, device = Streams(seed), images.stores[0].device
+    streams, device = Streams(seed), group.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.derive("init"))
         training = TranslatorTraining(settings, images.styles, images.size)
@@ -129,7 +138,7 @@ def train(images: Images, settings: TranslatorSettings, seed: int, out: Path, fi
     key = {"settings": asdict(settings), "seed": seed, "data": fingerprint, "size": images.size, "device": device.type}
     checkpoint = Checkpoint(cache / "checkpoints", {**key, "code": source_hash([ROOT / name for name in CODE])})
     with locked(checkpoint.folder):
-        kept = checkpoint.load(device)
+        kept = checkpoint.load(group)
         if kept:
             training.load(kept["training"])
         for number in trange(kept["step"] if kept else 0, settings.iterations, desc="translate", leave=False):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+from core.distributed import ProcessGroup
 
 
 class NoCheckpoint:
     """Nothing is saved and nothing resumed."""
 
-    def load(self, device: torch.device) -> None:
+    def load(self, group: ProcessGroup) -> None:
         return None
 
     def save(self, state: dict[str, Any]) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from core.checkpoint import Checkpoint, DamagedCheckpoint
+from core.distributed import ProcessGroup
 
-CPU = torch.device("cpu")
+ALONE = ProcessGroup(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_a_deletion_that_is_cut_short_leaves_no_state_without_its_weights(
     monkeypatch.setattr(shutil, "rmtree", stop)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.delete()
-    assert checkpoint.load(CPU) is None
+    assert checkpoint.load(ALONE) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"half of a file", None])
@@ -40,7 +41,7 @@ def test_a_damaged_state_names_the_folder_to_remove(checkpoint: Checkpoint, dama
     state = checkpoint.folder / "state.pt"
     state.write_bytes(state.read_bytes()[:-40] if damage is None else damage)
     with pytest.raises(DamagedCheckpoint, match=rf"state\.pt cannot be read .*; remove {checkpoint.folder}"):
-        checkpoint.load(CPU)
+        checkpoint.load(ALONE)
 
 
 def test_publishing_wants_every_due_epoch_and_leaves_no_other(checkpoint: Checkpoint, tmp_path: Path) -> None:

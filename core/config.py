@@ -85,7 +85,8 @@ class Input:
 class Backbone:
     """What embeds an image. ``bn_groups``: chunks a batch is normalised in, as that many GPUs would.
 
-    ``last_stride``: of a ResNet's last stage; ``drop_path``: of a vision transformer; None leaves the network its own.
+    ``last_stride``: of a convolutional network's last stage; ``drop_path``: of a vision transformer; None leaves the
+    network its own.
     """
 
     name: str = "resnet50"

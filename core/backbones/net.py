@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.backbones.batchnorm import GroupedBatchNorm1d, set_bn_groups
+from core.backbones.mobilenet import MobileNetV2, mobilenet_v2
 from core.backbones.pooling import POOLINGS
 from core.backbones.resnet import ResNet, resnet18_half, resnet50, resnet50_ibn
 from core.backbones.vit import (
@@ -28,10 +29,11 @@ from core.precision import at_least_float32
 
 Value = TypeVar("Value")
 
-BACKBONES: dict[str, Callable[..., ResNet | VisionTransformer]] = {
+BACKBONES: dict[str, Callable[..., ResNet | MobileNetV2 | VisionTransformer]] = {
     "resnet50": resnet50,
     "resnet50_ibn": resnet50_ibn,
     "resnet18_half": resnet18_half,
+    "mobilenet_v2": mobilenet_v2,
     "vit_tiny": vit_tiny,
     "vit_tiny6_ics": vit_tiny6_ics,
     "vit_small": vit_small,

@@ -67,6 +67,19 @@ class ResNet(nn.Module):
         return features
 
 
+def with_stages(backbone: nn.Module, wanted: str, instead: str) -> ResNet:
+    """``backbone`` for a method that reaches between or into stages, which a ResNet alone has.
+
+    wanted: what the method does there, as a sentence about a ResNet; instead: the settings that do without. Raises
+    UserError with both for any other network.
+    """
+    if not isinstance(backbone, ResNet):
+        raise UserError(
+            f"{wanted}, and {type(backbone).__name__} has no such stages; choose a resnet with --backbone, or {instead}"
+        )
+    return backbone
+
+
 def make_stage(
     block: type[BasicBlock] | type[Bottleneck], channels: int, planes: int, depth: int, stride: int
 ) -> nn.Sequential:
@@ -102,9 +115,9 @@ LINEAR: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: LinearBasicBlock, 
 
 def end_without_relu(network: nn.Module) -> None:
     """Let a ResNet's map have negative values, as MAR's and its descendants' do; weights and their names stay."""
-    if not isinstance(network, ResNet):
-        raise UserError(f"only a ResNet ends with a ReLU that can be left out, not a {type(network).__name__}")
-    *_, last = network.get_submodule(STAGES[-1]).children()
+    wanted = "settings.last_relu=false leaves out the ReLU that ends the last stage of a ResNet"
+    resnet = with_stages(network, wanted, "set settings.last_relu=true")
+    *_, last = resnet.get_submodule(STAGES[-1]).children()
     last.__class__ = LINEAR.get(type(last), type(last))
 
 

@@ -29,9 +29,10 @@ KeyMap = tuple[tuple[str, str], ...]
 WRAPPERS: KeyMap = (
     (r"^module\.", ""),  # DataParallel
     (r"^encoder_q\.", ""),  # MoCo's query encoder; the key encoder's keys stay unexpected
-    (r"^(base|backbone)\.(?=conv1|bn1|layer)", ""),
+    (r"^(base|backbone)\.(?=conv1|bn1|layer|features)", ""),
 )
 RESNET: KeyMap = ((r"^(conv1|bn1|layer[1-4])\.", r"backbone.\1."),)
+MOBILENET: KeyMap = ((r"^features\.", "backbone.features."),)
 # The Cluster-Contrast family keeps its ResNet as nn.Sequential(conv1, bn1, relu, maxpool, stages).
 FAMILY: KeyMap = (
     (r"^base\.0\.", "backbone.conv1."),
@@ -130,7 +131,21 @@ WEIGHTS = {
         Weights(
             name="checkpoint",
             source="a user's checkpoint",
-            key_map=WRAPPERS + FAMILY + RESNET + VIT,
+            key_map=WRAPPERS + FAMILY + RESNET + MOBILENET + VIT,
+        ),
+        Weights(
+            name="imagenet_mobilenet_v2",
+            source="ImageNet-1k, labelled (torchvision IMAGENET1K_V1)",
+            key_map=MOBILENET,
+            url="https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",
+            sha256="b0353104",
+            licence="BSD-3-Clause code; trained on ImageNet, whose terms are non-commercial",
+        ),
+        Weights(
+            name="imagenet_copy",  # for weights of the public names that came another way, or from another trainer
+            source="ImageNet-1k, labelled (a user's file)",
+            key_map=WRAPPERS + RESNET + MOBILENET + VIT,
+            licence="the file's own; trained on ImageNet, whose terms are non-commercial",
         ),
         Weights(
             name="imagenet_vit_base",

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.backbones.net import Embedder
-from core.backbones.resnet import ResNet
+from core.backbones.resnet import with_stages
 from core.config import Config, per_epochs
 from core.data import Batch, Labels, Needs, Pixels, TrainingData
-from core.errors import UserError
 from core.losses import cluster_nll, similarities, smoothed_cross_entropy
 from core.memory import CentroidMemory, InstanceMemory, ProxyMemory
 from core.method import Method
@@ -88,12 +87,10 @@ class CameraStyles(Method):
         self.exemplars = None
         self._kept: dict[str, Tensor] | None = None
         self.mixstyle = MixStyle()
-        backbone = getattr(embedder, "backbone", None)
         settings: Settings = config.settings
-        if not isinstance(backbone, ResNet) and (settings.norm == "aibn" or settings.styles.backend == "mixstyle"):
-            raise UserError(
-                "settings.norm 'aibn' and settings.styles.backend 'mixstyle' change a ResNet's feature maps"
-            )
+        if settings.norm == "aibn" or settings.styles.backend == "mixstyle":
+            wanted = "settings.norm=aibn and settings.styles.backend=mixstyle change the maps of a ResNet's stages"
+            with_stages(embedder.backbone, wanted, "set others of the two")
 
     def weights_loaded(self) -> None:
         """AIBN takes the place of the batch norms whose weights were loaded."""

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from core.backbones.batchnorm import GroupedBatchNorm2d, chunk_sizes
 from core.backbones.net import Embedder
-from core.backbones.resnet import STAGES, ResNet
-from core.errors import UserError
+from core.backbones.resnet import STAGES, with_stages
 
 
 @dataclass(frozen=True)
@@ -163,12 +162,9 @@ def wave_attention(embedder: Embedder, wam: Wam) -> nn.ModuleDict:
     """A WaveAttention for each of ``wam.stages`` of a ResNet, by stage name; empty where there is nothing to insert."""
     if not wam.active:
         return nn.ModuleDict()
-    backbone = embedder.backbone
-    if not isinstance(backbone, ResNet):
-        raise UserError(
-            f"the WaveBlock attention module sits between the stages of a ResNet, and {type(backbone).__name__} has "
-            "none; choose a resnet with --backbone, or set settings.wam.attention=none and settings.wam.wave=1.0"
-        )
+    wanted = "the WaveBlock attention module sits between the stages of a ResNet"
+    instead = "set settings.wam.attention=none and settings.wam.wave=1.0, as the row jcl-no_wam does"
+    backbone = with_stages(embedder.backbone, wanted, instead)
     # A ResNet doubles its channels from stage to stage.
     channels = {name: backbone.dim >> (len(STAGES) - 1 - place) for place, name in enumerate(STAGES)}
     return nn.ModuleDict({name: WaveAttention(channels[name], wam) for name in wam.stages})

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.backbones.net import Embedder, make_neck
-from core.backbones.resnet import ResNet
-from core.errors import UserError
+from core.backbones.resnet import with_stages
 from core.parts import cut, stripe_weights
 from core.precision import at_least_float32
 
@@ -27,16 +26,13 @@ class Branches(nn.Module):
         self, embedder: Embedder, parts: int, own_stage: bool, part_images: bool, embedding: int | None
     ) -> None:
         super().__init__()
-        backbone = embedder.backbone
-        if own_stage and not isinstance(backbone, ResNet):
-            raise UserError(
-                "settings.branches 'layer4' copies the last stage of a ResNet, and this backbone is none; set it to "
-                "'heads'"
-            )
         self.parts, self.part_images = parts, part_images
         self.dim = embedding or embedder.dim
-        stages = [copy.deepcopy(backbone.layer4) for _ in range(parts)] if own_stage else []
-        self.stages = nn.ModuleList(stages)
+        self.stages = nn.ModuleList()
+        if own_stage:
+            wanted = "settings.branches=layer4 copies the last stage of a ResNet"
+            last = with_stages(embedder.backbone, wanted, "set settings.branches=heads").get_submodule("layer4")
+            self.stages.extend(copy.deepcopy(last) for _ in range(parts))
         self.own_stage = own_stage
         if embedding:
             embedder.bnneck.requires_grad_(False)  # nothing passes through it

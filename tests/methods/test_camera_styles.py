@@ -240,7 +240,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="style_mean to false"):
         Settings(styles=StyleSettings(backend="mixstyle"))
     vit = build("vit_tiny6_ics", generator=torch.Generator())
-    with pytest.raises(UserError, match="change a ResNet's feature maps"):
+    with pytest.raises(UserError, match=r"a ResNet's stages, and VisionTransformer.*set others of the two"):
         CameraStyles(config(norm="aibn"), vit, IMAGES)
 
 

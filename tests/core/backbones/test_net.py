@@ -109,7 +109,10 @@ def test_cameras_do_not_change_a_convolutional_embedding():
         assert torch.equal(model(images(), cameras=torch.arange(8))["feature"], plain)
 
 
-@pytest.mark.parametrize(("name", "pooling"), [("resnet18_half", "avg"), ("resnet50", "gem"), ("resnet50_ibn", "avg")])
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [("resnet18_half", "avg"), ("resnet50", "gem"), ("resnet50_ibn", "avg"), ("mobilenet_v2", "avg")],
+)
 def test_every_backbone_trains_in_channels_last_as_in_the_default_layout(name, pooling):
     model = build(name, pooling, bn_groups=2, generator=generator()).double()
     twin = copy.deepcopy(model).to(memory_format=torch.channels_last)

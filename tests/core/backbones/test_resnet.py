@@ -134,5 +134,7 @@ def test_a_map_without_its_last_relu_is_the_map_before_it_under_the_same_names(m
         plain, signed = network.eval()(images()), linear.eval()(images())
     assert (signed < 0).any()
     assert torch.equal(signed.relu(), plain)
-    with pytest.raises(UserError, match="only a ResNet"):
+    with pytest.raises(
+        UserError, match=r"ends the last stage of a ResNet, and VisionTransformer.*settings\.last_relu=true"
+    ):
         end_without_relu(vit_tiny6_ics())

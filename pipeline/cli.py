@@ -16,6 +16,7 @@ import datasets
 import methods
 from core.backbones.net import BACKBONES
 from core.errors import UserError
+from core.lock import FolderInUse
 from core.tracking import TRACKERS
 from evaluation import protocol as protocols
 from pipeline.layers import profiles
@@ -23,6 +24,7 @@ from pipeline.params import MOST_THREADS, Params
 from pipeline.params import read_params as read_params_file
 
 USER_ERROR = 2
+IN_USE = 75  # EX_TEMPFAIL of sysexits.h: another process writes the folder, and the same command may work later
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 
@@ -202,11 +204,15 @@ def refused(error: OSError) -> str:
 def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> None:
     """Run an entry point; an error of the user's making is one message on stderr and exit status 2.
 
+    A folder that another process writes is one with exit status 75, at which a sweep on a cluster tries again.
     What the system refuses (a full disk, a missing permission, memory) is such an error; any other exception is a
     fault of the program and keeps its traceback. Ctrl-C is one line that says what can be resumed, and status 130.
     """
     try:
         status = main(argv)
+    except FolderInUse as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = IN_USE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = USER_ERROR

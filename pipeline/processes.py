@@ -62,7 +62,7 @@ def run_all(work: Mapping[str, Sequence[Step]], parallel: int, device: str) -> d
 
 def start(name: str, steps: Sequence[Step], device: str | None) -> Running:
     """Start a job's process; what it prints goes to its log."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    environment = os.environ | {"PYTHONPATH": python_path()}
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     command = [sys.executable, "-m", "pipeline.worker", str(os.getpid()), json.dumps(steps)]
@@ -71,6 +71,11 @@ def start(name: str, steps: Sequence[Step], device: str | None) -> Running:
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
     return Running(process, device)
+
+
+def python_path() -> str:
+    """PYTHONPATH with the suite on it: a job runs in the folder of its results, which may be another."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def visible_devices(device: str) -> list[str]:
@@ -91,7 +96,7 @@ def reason(name: str, code: int) -> str:
     """Why a job ended with this return code: the signal that killed it, its error, or else what it said last."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    lines = (LOGS / f"{name}.log").read_text(errors="replace").splitlines()
-    said = [line for line in lines if line.strip()]
+    log = (LOGS / f"{name}.log").read_text(errors="replace")
+    said = [line for line in log.rpartition("\n$ ")[2].splitlines() if line.strip()]  # by its last step
     errors = [line for line in said if line.startswith("error: ")]
     return (errors or said or [f"exit status {code}"])[-1]

@@ -1,15 +1,16 @@
-"""Run every job of params.yaml without DVC, several at once: for machines that have no DVC, or room for many jobs.
+"""Run every job of params.yaml without DVC, several at once, on this machine or on a cluster.
 
 What was made by the same code, settings, data, initial weights, threads and device is left alone: a change of the
 evaluation scores a run again and does not train it. Each job is a process of
 its own, which ends with the sweep; jobs are dealt out over the visible CUDA devices. One that fails or is killed is
-reported with its log, and the others go on.
+reported with its log, and the others go on. `--engine submitit` and `--engine ray` give the same jobs to SLURM or Ray
+(docs/cluster.md).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +24,10 @@ from core.errors import UserError
 from core.files import changed
 from core.manifest import read_manifest
 from core.tracking import check_tracker
+from core.validation import read_mapping
 from pipeline import cli
 from pipeline.assemble import Computing, run_key, stream_seed
+from pipeline.cluster import ENGINES, Cluster, run_tasks
 from pipeline.initial import read_initial
 from pipeline.jobs import Job, data_folder, initial_folder, jobs
 from pipeline.params import DRAWN, Params, Rendered
@@ -41,7 +44,10 @@ class JobsFailed(UserError):
 
 @dataclass(frozen=True)
 class Machine:
-    """How jobs are run: how many at once, on what device, with how many threads, by which settings, watched how."""
+    """How jobs are run: how many at once, on what device, with how many threads, by which settings, watched how.
+
+    cluster: that jobs are given to, None for processes of this machine.
+    """
 
     parallel: int
     device: str
@@ -49,6 +55,20 @@ class Machine:
     params: Path
     profile: str
     track: str | None = None
+    cluster: Cluster | None = None
+
+    @property
+    def kind(self) -> str:
+        """``cuda`` or ``cpu``: what jobs compute on."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def run(self, work: Mapping[str, Sequence[Step]]) -> dict[str, str]:
+        """Run each job's steps; return why each failed one failed."""
+        if self.cluster:
+            return run_tasks(work, self.parallel, self.cluster)
+        return run_all(work, self.parallel, self.device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_arguments(arguments: Any) -> None:
     """What a sweep and an ablation share."""
     arguments.add_argument("--jobs", type=int, default=1, help="jobs at once; each takes --threads CPU threads")
+    engines = ("local", *ENGINES)
+    arguments.add_argument("--engine", choices=engines, default="local", help="what runs them: docs/cluster.md")
+    arguments.add_argument("--options", type=Path, help="of a cluster: YAML of submitit's parameters, or of Ray's")
+    arguments.add_argument("--group", type=cli.positive, help="of a cluster: most jobs in a task; default: JOBS tasks")
+    arguments.add_argument("--retries", type=int, help="of a cluster: how often a lost job is begun again; default: 2")
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings file")
     cli.add_worlds_argument(arguments)
     arguments.add_argument("--profile", help="a file of profiles/; default: params.yaml's")
@@ -75,7 +100,23 @@ def machine(options: Any, params: Params) -> Machine:
     """The machine that the options of ``add_arguments`` describe."""
     threads = cli.threads(options, params)
     check_tracker(options.track)
-    return Machine(options.jobs, options.device, threads, options.params, params.profile, options.track)
+    cluster = None if options.engine == "local" else cluster_of(options, threads)
+    for name in ("options", "group", "retries"):
+        if cluster is None and getattr(options, name) is not None:
+            raise UserError(f"--{name} is of a cluster: leave it out, or give --engine submitit or --engine ray too")
+    return Machine(options.jobs, options.device, threads, options.params, params.profile, options.track, cluster)
+
+
+def cluster_of(options: Any, threads: int) -> Cluster:
+    """The cluster that the options of ``add_arguments`` describe."""
+    if options.device == "auto":
+        raise UserError(
+            f"--engine {options.engine} needs --device cuda or --device cpu: this machine may have another than those "
+            "that jobs run on, and what they compute on is part of what makes a result current"
+        )
+    retries = {} if options.retries is None else {"retries": options.retries}
+    more = read_mapping(options.options) if options.options else {}
+    return Cluster(options.engine, threads, int(options.device == "cuda"), options.group, options=more, **retries)
 
 
 def run_missing(wanted: Sequence[Job], params: Params, on: Machine) -> None:
@@ -83,14 +124,14 @@ def run_missing(wanted: Sequence[Job], params: Params, on: Machine) -> None:
 
     Raises JobsFailed after all that can be done is done, naming each job that failed and its log.
     """
-    failed = run_all(preparations(wanted, params, on), on.parallel, on.device)
+    failed = on.run(preparations(wanted, params, on))
     ready = [job for job in dict.fromkeys(wanted) if f"prepare-{job.dataset}" not in failed]
-    failed |= run_all(warm_starts(ready, on), on.parallel, on.device)
+    failed |= on.run(warm_starts(ready, on))
     ready = [job for job in ready if f"pretrain-{job.dataset}-{job.backbone}-{job.seed}" not in failed]
-    failed |= run_all(pretrainings(ready, on), on.parallel, on.device)
+    failed |= on.run(pretrainings(ready, on))
     ready = [job for job in ready if f"pretrain-{job.name}" not in failed]
     steps = {job.name: job_steps(job, params, on) for job in ready}
-    failed |= run_all({name: listed for name, listed in steps.items() if listed}, on.parallel, on.device)
+    failed |= on.run({name: listed for name, listed in steps.items() if listed})
     if failed:
         waiting = len(set(wanted)) - len(ready)
         also = f" ({waiting} more lack what these should have made)" if waiting else ""
@@ -102,8 +143,7 @@ def preparations(wanted: Sequence[Job], params: Params, on: Machine) -> dict[str
     """The datasets that are not there yet."""
     steps = {}
     drawn = params.rendered
-    drawing = ["--size", drawn.size]
-    drawing += ["--device", "cuda" if on.device != "cpu" and torch.cuda.is_available() else "cpu"]
+    drawing = ["--size", drawn.size, "--device", on.kind]
     for dataset in dict.fromkeys(job.dataset for job in wanted):
         if (data_folder(dataset) / "dataset.json").is_file():
             refuse_other_world(dataset, drawn)
@@ -181,8 +221,7 @@ def keys(job: Job, params: Params, on: Machine) -> tuple[str, str]:
     manifest = read_manifest(data_folder(job.dataset))
     initial = read_initial(start_of(job)).sha256 if needs.initial else None
     seed = stream_seed(manifest, job.seed)
-    device = "cuda" if on.device != "cpu" and torch.cuda.is_available() else "cpu"
-    key = run_key(run, manifest, needs, initial, seed, Computing(device, on.threads, 1))
+    key = run_key(run, manifest, needs, initial, seed, Computing(on.kind, on.threads, 1))
     return digest(key), scoring_hash(datasets.protocol_of(manifest.name))
 
 

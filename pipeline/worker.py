@@ -13,7 +13,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -23,6 +23,11 @@ def main(argv: Sequence[str]) -> int:
     """Exit status of the first step that failed, or 0."""
     parent, steps = int(argv[0]), json.loads(argv[1])
     end_with(parent)
+    return run_steps(steps)
+
+
+def run_steps(steps: Iterable[tuple[str, list[str]]]) -> int:
+    """Run verbs of `python -m pipeline` until one fails; exit status of that one, or 0."""
     run_verb = import_module("pipeline.cli").run_verb
     for verb, arguments in steps:
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -31,7 +31,8 @@ PROGRAMS = ("python -m ", "torchrun ", "make ", "dvc ")
 OTHERS = {".", "git", "pip"}  # what a console block may hold beside them
 PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_]*(-[A-Z]+)?")  # NAME, DIR, METHOD-VARIANT: the reader's own
 MAKE = (ROOT / "Makefile").read_text()
-FOREIGN = {"--nproc-per-node", "--workspace", "--logdir", "--use-hard"}  # of torchrun, dvc, tensorboard, official code
+# Of torchrun, dvc, tensorboard, official code.
+FOREIGN = {"--nproc-per-node", "--workspace", "--name-only", "--logdir", "--use-hard"}
 PAGES = [
     file
     for file in tracked()

@@ -14,10 +14,10 @@ import pandas as pd
 
 from core.errors import UserError
 from core.rng import Streams
-from pipeline.records import RunRecord
+from pipeline.records import RunRecord, adaptive
 from reports.record import Result
 from reports.statistics import DRAWS, Estimate, identity_weights, over_worlds, two_level
-from reports.table import KEY, MAIN, place
+from reports.table import CEILING, FLOOR, KEY, MAIN, place
 
 SETTING = ["dataset", "backbone", "profile"]
 
@@ -42,6 +42,16 @@ class Cell:
     def setting(self) -> tuple[str, ...]:
         """What two comparable runs share."""
         return tuple(getattr(self.run, key) for key in SETTING)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it stands among the domain-adaptive rows."""
+        return adaptive(self.results[0].record)
+
+    @property
+    def bounds(self) -> bool:
+        """Whether it is the floor or the ceiling, and no method; training on the source is neither."""
+        return self.run.method == FLOOR or (self.run.method == CEILING and not self.adaptive)
 
     @property
     def in_worlds(self) -> bool:
@@ -73,7 +83,7 @@ def cells(results: Sequence[Result]) -> list[Cell]:
         if len(set(seeds)) < len(seeds):
             names = sorted({result.record.run.name for result in cell.results})
             raise UserError(f"the same seed of the same run is listed twice in params.yaml: {names}, seeds {seeds}")
-    return sorted(made, key=lambda cell: place(cell.run))
+    return sorted(made, key=lambda cell: place(cell.results[0].record))
 
 
 def by_setting(results: Sequence[Result]) -> list[list[Cell]]:
@@ -121,9 +131,19 @@ def estimate(a: Cell, b: Cell, weights: SharedWeights) -> Estimate:
     check_data(a, b)
     shared = shared_replicates(a, b)
     if a.in_worlds:
-        return over_worlds(np.array([mean_map(a.replicates[key]) - mean_map(b.replicates[key]) for key in shared]))
+        return over_worlds(world_differences(a, b, shared))
     differences, people = paired_ap(a, b, shared)
     return two_level(differences, people, weights.of(len(np.unique(people))))
+
+
+def world_levels(cell: Cell, worlds: Sequence[int]) -> np.ndarray:
+    """mAP of a row in each of ``worlds``, as fractions; raises NotComparableError where the protocol has none."""
+    return np.array([mean_map(cell.replicates[key]) for key in worlds])
+
+
+def world_differences(a: Cell, b: Cell, worlds: Sequence[int]) -> np.ndarray:
+    """mAP(A) - mAP(B) in each of ``worlds``, as fractions; raises NotComparableError where the protocol has none."""
+    return world_levels(a, worlds) - world_levels(b, worlds)
 
 
 def mean_map(results: Sequence[Result]) -> float:

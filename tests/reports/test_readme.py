@@ -1,4 +1,4 @@
-"""The generated part of the README stands between its markers, and nothing else is touched."""
+"""The generated part of a page stands between its markers, and nothing else is touched."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from reports.readme import (
     replace_between,
     with_leaderboard,
     with_measured,
+    with_resolution,
     with_six_columns,
 )
 from reports.record import read_result
+from reports.reference import read as read_reference
 from tests.reports.synthetic import write_result
 
 TEXT = (
@@ -58,9 +60,11 @@ def test_a_clone_without_runs_and_data_shows_the_rows_of_its_reference(
     Path("docs").mkdir()
     for page in ("README.md", "docs/leaderboard.md"):
         Path(page).write_text(TEXT)
+    Path("docs/statistics.md").write_text(TEXT.replace("leaderboard", "resolution"))
     readme.show(Path("results/reference"), Path("README.md"))
     for page in ("README.md", "docs/leaderboard.md"):
         assert "| 62.5 " in Path(page).read_text()
+    assert "One world: nothing yet." in Path("docs/statistics.md").read_text()
     assert Path("results/reference/leaderboard.csv").is_file()
     assert Path("docs/curves.png").stat().st_size > 10_000
 
@@ -75,6 +79,11 @@ SURVEYED = [name for name in methods.available() if (methods.folder(name) / "REA
 def test_a_page_shows_the_committed_leaderboard(page: str, shown: Callable[[str, Path], str]) -> None:
     text = (ROOT / page).read_text()
     assert shown(text, REFERENCE) == text, "results/reference has changed: run `make readme`"
+
+
+def test_the_page_of_statistics_shows_what_the_committed_worlds_resolve() -> None:
+    text = (ROOT / "docs" / "statistics.md").read_text()
+    assert with_resolution(text, read_reference(REFERENCE)) == text, "results/reference has changed: run `make readme`"
 
 
 def test_the_readme_s_table_has_six_columns_and_says_why_a_row_has_no_number(tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ def training(model: PublishedRecord) -> str:
     config = yaml.safe_dump(model.run.config, sort_keys=True).strip()
     made = model.provenance
     return (
-        f"Profile `{model.run.profile}`, seed {model.seed}, {model.epoch} epochs, {model.cost.images_seen} images seen "
-        f"in {model.cost.seconds_total:.0f} s on {made.device}; commit `{made.commit or 'unknown'}`"
+        f"Profile `{model.run.profile}`, seed {model.seed}, {model.epoch} epochs, {model.cost.all_images_seen} images "
+        f"seen in {model.cost.seconds_total:.0f} s on {made.device}; commit `{made.commit or 'unknown'}`"
         f"{' with changes' if made.dirty else ''}. The whole record is in `model.json`.\n\n"
         f"<details><summary>Settings</summary>\n\n```yaml\n{config}\n```\n</details>"
     )

@@ -111,7 +111,7 @@ def go_on(options: Namespace, run: Run, manifest: Manifest, out: Path, group: Pr
     if record.status == "failed":
         raise UserError(f"pre-training by {run.name} failed: {record.reason}")
     if group.main:
-        seen = record.cost.images_seen + record.cost.source_images_seen
+        seen = record.cost.all_images_seen
         source = f"{run.name} on {manifest.name} {needs.trains_on} (from {start.source})"
         hand_on(scratch, record, methods.load(run.method).exports, source, start, out, seen)
         print(f"{run.title} pre-trained on {manifest.name}, {seen} images -> {out}")

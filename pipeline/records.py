@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import create_model
 
+from core.data import Needs
 from core.errors import UserError
 from core.files import write_json
 from core.manifest import Manifest
@@ -112,6 +113,11 @@ class CostRecord(Record):
     seconds: dict[str, float] = {}  # noqa: RUF012
     peak_host_bytes: int | None = None
     peak_device_bytes: int | None = None
+
+    @property
+    def all_images_seen(self) -> int:
+        """Images of the target and of the source."""
+        return self.images_seen + self.source_images_seen
 
 
 class ProvenanceRecord(Record):
@@ -266,9 +272,15 @@ class NotRunRecord(Record):
     status: Literal["not run"]
     reason: None
     run: RunRecord
+    needs: NeedsRecord
     fold: int | None
     world: int | None
     seed: int
+
+
+def adaptive(record: TrainRecord | NotRunRecord) -> bool:
+    """Whether a run is domain-adaptive: it trains with ids of the source, or from what a method has pre-trained."""
+    return record.needs.identities == "source" or record.run.finetuned_by is not None
 
 
 NO_SCORES = EpochScores(**dict.fromkeys(EpochScores.model_fields))
@@ -284,6 +296,11 @@ def data_record(manifest: Manifest) -> DataRecord:
 def run_record(run: Run) -> RunRecord:
     """What a record says of the run."""
     return read(RunRecord, run.record(), "the run")
+
+
+def needs_record(needs: Needs) -> NeedsRecord:
+    """What a record says of what a method may see."""
+    return NeedsRecord(cameras=tuple(sorted(needs.cameras)), identities=needs.labelled)
 
 
 def provenance_record(*arguments: Any) -> ProvenanceRecord:

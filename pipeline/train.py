@@ -28,10 +28,10 @@ from pipeline.records import (
     TRAINED,
     CostRecord,
     InputRecord,
-    NeedsRecord,
     SourceRecord,
     TrainRecord,
     data_record,
+    needs_record,
     provenance_record,
     run_record,
     write_record,
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if group.main:
         outcome = f"failed: {record.reason}" if record.status == "failed" else "trained"
         print(f"{run.title} on {run.dataset}, seed {options.seed}: {outcome}")
-        print(f"  {record.cost.images_seen} images in {record.cost.seconds_total:.1f} s -> {out}")
+        print(f"  {record.cost.all_images_seen} images in {record.cost.seconds_total:.1f} s -> {out}")
     return 0
 
 
@@ -111,11 +111,11 @@ def train(
             seed=seed,
             capacity=sizes.capacity,
             source_identities=sizes.source_identities,
-            needs=NeedsRecord(cameras=tuple(sorted(needs.cameras)), identities=needs.labelled),
+            needs=needs_record(needs),
             data=data_record(manifest),
             initial=SourceRecord(source=initial.source, sha256=initial.sha256, images_seen=initial.images_seen),
             input=InputRecord(mean=tuple(initial.mean), std=tuple(initial.std)),
-            cost=cost(progress),
+            cost=cost(progress, needs.trains_on),
             code=code_hash(run.trains),
             key=digest(key),
             provenance=provenance_record(group, ROOT),
@@ -142,8 +142,8 @@ def publish(out: Path, checkpoint: Checkpoint, epochs: Sequence[int], progress: 
     checkpoint.delete()
 
 
-def cost(progress: Progress) -> CostRecord:
-    """Seconds per phase, images seen and peak memory of the whole run."""
+def cost(progress: Progress, trains_on: str) -> CostRecord:
+    """Seconds per phase, images seen and peak memory of the whole run; of one on the source, all images are its."""
     history = pd.DataFrame(progress.history)
     seconds = {
         name.removeprefix("seconds_"): round(float(history[name].sum()), 3)
@@ -151,10 +151,11 @@ def cost(progress: Progress) -> CostRecord:
         if name.startswith("seconds_")
     }
     peaks = {name: int(history[name].max()) for name in history.columns if name.startswith("peak_")}
+    own, beside = progress.images_seen, progress.source_images_seen
     return CostRecord(
         epochs=progress.epoch,
-        images_seen=progress.images_seen,
-        source_images_seen=progress.source_images_seen,
+        images_seen=0 if trains_on == "source" else own,
+        source_images_seen=own if trains_on == "source" else beside,
         seconds=seconds,
         seconds_total=round(sum(seconds.values()), 3),
         **peaks,

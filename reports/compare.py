@@ -21,16 +21,20 @@ from reports.cells import SETTING, Cell, NotComparableError, SharedWeights, by_s
 from reports.published import read_published
 from reports.record import Result
 from reports.statistics import ALPHA, POWER, holm, rank_intervals
-from reports.table import CEILING, FLOOR, KEY, read_results, warn_of_unusable
+from reports.table import ADAPTIVE, CEILING, FLOOR, KEY, read_results, warn_of_unusable
 from reports.text import counts, intervals, markdown_table, number, signed, text_or_dash
 
 NO_CAMERA = "no_cam"  # variant of a baseline that trains without cameras
 BASELINE = "cluster_contrast"  # of a method whose published.yaml names no other, or none that was run
+SOURCE_ALONE = "supervised-source_longer"  # of domain-adaptive rows: not better is nothing learnt of the target
 FEWEST_SEEDS = 3  # for a verdict: intervals from two cover down to 91 times in 100
 NUMBERS = ["difference", "low", "high", "p", "p_holm", "probability", "difference_sd", "resolvable"]
 COLUMNS = ["a", "b", *SETTING, "worlds", "seeds", *NUMBERS, "verdict", "family", "selection"]
 TO_BASELINE = ["baseline", *NUMBERS, "verdict"]
 RANKS = ["rank_low", "rank_high"]
+TO_TARGET_ALONE = [f"target_alone_{name}" for name in ("baseline", "difference", "low", "high", "p_holm", "verdict")]
+PLANNED = ("baseline", "adaptation", "adaptation beside")  # families that give a row its baseline, the first its own
+RANKED = ("pairs", "adaptation pairs")  # and its ranks
 NOTE = (
     "A - B: mAP of A minus mAP of B in points, last epoch. "
     "Drawn people: A and B are compared within each world; interval, p and P(A > B) are of one t model over worlds. "
@@ -73,19 +77,33 @@ def compare(results: Sequence[Result]) -> pd.DataFrame:
     Family ``baseline`` holds each run against its baselines, the first of them first; family ``pairs`` every two
     methods, of which ranks are made. Holm's correction is over one family of one dataset, backbone and profile:
     looking at all pairs does not weaken the comparisons that were planned. Floor and ceiling are outside both.
+    Domain-adaptive rows have families of their own: ``adaptation`` holds each against training on the source alone,
+    ``adaptation beside`` against their other baselines, ``adaptation pairs`` every two.
     """
     rows: list[dict[str, Any]] = []
     for together in by_setting(results):
-        planned = [(cell, base) for cell in together for base in baselines(cell, together)]
-        methods = [cell for cell in together if cell.run.method not in (FLOOR, CEILING)]
         weights = SharedWeights(together[0].run.dataset)
+        plain, adapted = ([cell for cell in together if cell.adaptive is wanted] for wanted in (False, True))
+        planned = [(cell, base) for cell in plain for base in baselines(cell, together)]
         rows += compare_family("baseline", planned, weights)
-        rows += compare_family("pairs", [(b, a) for a, b in combinations(methods, 2)], weights)
+        rows += compare_family("pairs", every_two(plain), weights)
+        against = [(cell, base) for cell in adapted for base in baselines(cell, together)]
+        alone, beside = ([pair for pair in against if (pair[1].name == SOURCE_ALONE) is yes] for yes in (True, False))
+        rows += compare_family("adaptation", alone, weights)
+        rows += compare_family("adaptation beside", beside, weights)
+        rows += compare_family("adaptation pairs", every_two(adapted), weights)
     return pd.DataFrame(rows, columns=COLUMNS).astype({"worlds": "Int64"})
+
+
+def every_two(group: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
+    """The later against the earlier of every two methods."""
+    return [(b, a) for a, b in combinations([cell for cell in group if not cell.bounds], 2)]
 
 
 def baselines(cell: Cell, others: Sequence[Cell]) -> list[Cell]:
     """What ``cell`` is measured against: what its published.yaml lists, or the usual baseline where none was run.
+
+    A domain-adaptive row has SOURCE_ALONE before these and the usual baseline, images of the target alone, after them.
 
     None for the baseline itself. A method that uses no cameras in training, neither in sampler nor in loss nor in
     clustering, is measured against the baseline without them, where that was run. Cameras at the test alone change no
@@ -93,6 +111,8 @@ def baselines(cell: Cell, others: Sequence[Cell]) -> list[Cell]:
     """
     published = read_published(cell.run.method)
     listed = published.baseline if published else ()
+    if cell.adaptive:
+        listed = (SOURCE_ALONE, *listed, BASELINE)
     found = [run_of(name, cell, others) for name in listed]
     if not any(found):
         found = [run_of(BASELINE, cell, others)]
@@ -115,7 +135,7 @@ def compare_family(family: str, pairs: Sequence[tuple[Cell, Cell]], weights: Sha
     tested = [
         row
         for row, (a, b) in zip(rows, pairs, strict=True)
-        if not {a.run.method, b.run.method} & {FLOOR, CEILING} and not np.isnan(row.get("p", np.nan))
+        if not (a.bounds or b.bounds) and not np.isnan(row.get("p", np.nan))
     ]
     for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = float(corrected)
@@ -159,10 +179,23 @@ def verdict(row: dict[str, Any]) -> str | None:
 
 
 def to_baseline(table: pd.DataFrame, comparison: pd.DataFrame) -> pd.DataFrame:
-    """The leaderboard with TO_BASELINE (the first that was run) and RANKS appended; empty in rows that have none."""
-    planned = with_key(comparison[comparison["family"] == "baseline"], "a").rename(columns={"b": "baseline"})
-    table = table.merge(planned.drop_duplicates(KEY)[[*KEY, *TO_BASELINE]], how="left", on=KEY)
-    return table.merge(ranks(comparison), how="left", on=KEY).astype(dict.fromkeys(RANKS, "Int64"))
+    """The leaderboard with TO_BASELINE (the first that was run) and RANKS appended; empty in rows that have none.
+
+    With domain-adaptive rows, TO_TARGET_ALONE too.
+    """
+    planned = with_key(comparison[comparison["family"].isin(PLANNED)], "a").rename(columns={"b": "baseline"})
+    wide = table.merge(planned.drop_duplicates(KEY)[[*KEY, *TO_BASELINE]], how="left", on=KEY)
+    wide = wide.merge(ranks(comparison), how="left", on=KEY).astype(dict.fromkeys(RANKS, "Int64"))
+    return wide.merge(to_target_alone(comparison), how="left", on=KEY) if ADAPTIVE in table else wide
+
+
+def to_target_alone(comparison: pd.DataFrame) -> pd.DataFrame:
+    """KEY and TO_TARGET_ALONE of every domain-adaptive row that was compared with the usual baseline."""
+    of_group = comparison["family"].isin(["adaptation", "adaptation beside"])
+    usual = [split_name(name)[0] == BASELINE for name in comparison["b"]]
+    found = with_key(comparison[of_group & np.array(usual, dtype=bool)], "a").rename(columns={"b": "baseline"})
+    renamed = {name.removeprefix("target_alone_"): name for name in TO_TARGET_ALONE}
+    return found.rename(columns=renamed)[[*KEY, *TO_TARGET_ALONE]]
 
 
 def with_key(table: pd.DataFrame, named: str) -> pd.DataFrame:
@@ -176,9 +209,9 @@ def ranks(comparison: pd.DataFrame) -> pd.DataFrame:
 
     None where no pair could be tested: one world, one seed, or one method.
     """
-    pairs = comparison[comparison["family"] == "pairs"]
+    pairs = comparison[comparison["family"].isin(RANKED)]
     rows = []
-    for setting, part in pairs.groupby(SETTING, sort=False):
+    for (*setting, _), part in pairs.groupby([*SETTING, "family"], sort=False):
         if part["p_holm"].isna().all():
             continue
         names = list(dict.fromkeys([*part["a"], *part["b"]]))
@@ -195,9 +228,15 @@ def ranks(comparison: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Both families of every dataset, backbone and profile."""
+    """All families of every dataset, backbone and profile."""
     sections = ["# Comparison", "", NOTE, ""]
-    titles = {"baseline": "against the baseline", "pairs": "every two methods"}
+    titles = {
+        "baseline": "against the baseline",
+        "pairs": "every two methods",
+        "adaptation": "domain-adaptive, against the source alone",
+        "adaptation beside": "domain-adaptive, against other baselines",
+        "adaptation pairs": "domain-adaptive, every two",
+    }
     for (dataset, backbone, profile, family), part in table.groupby([*SETTING, "family"], sort=False):
         title = f"## {dataset}, {backbone}, profile {profile}: {titles[family]}"
         sections += [title, "", difference_table(part), ""]

@@ -23,7 +23,7 @@ from pipeline import cli
 from pipeline.jobs import ROOT
 from reports.compare import RANKS, TO_BASELINE
 from reports.statistics import ALPHA
-from reports.table import CEILING, FLOOR, KEY, MAIN
+from reports.table import ADAPTIVE, CEILING, FLOOR, KEY, MAIN, adaptive_rows
 from reports.text import counts, markdown_table, number
 
 GROUP = ["dataset", "profile", "backbone"]
@@ -87,7 +87,7 @@ def choose(table: pd.DataFrame, selection: str) -> pd.DataFrame:
     if selection == "best_on_test":
         table = table.assign(**{name: table[best] for name, best in BEST.items()}, selection=selection)
         table[LAST_ONLY] = float("nan")
-    return table[DATA_COLUMNS]
+    return table[[*DATA_COLUMNS, *([ADAPTIVE] if ADAPTIVE in table else [])]]
 
 
 def render(table: pd.DataFrame, made_from: dict[str, Any]) -> dict[str, str]:
@@ -104,8 +104,12 @@ def render(table: pd.DataFrame, made_from: dict[str, Any]) -> dict[str, str]:
 
 def groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The parts of the table whose rows may stand beside each other, with a title."""
-    parts = table.groupby(GROUP, sort=False)
-    return [(f"{dataset}, profile {profile}, {backbone}", part) for (dataset, profile, backbone), part in parts]
+    told = adaptive_rows(table).map({False: "", True: ", domain-adaptive"}).rename("group")
+    parts = table.groupby([*GROUP, told], sort=False)
+    return [
+        (f"{dataset}, profile {profile}, {backbone}{group}", part)
+        for (dataset, profile, backbone, group), part in parts
+    ]
 
 
 def resolved(row: pd.Series) -> bool:

@@ -16,13 +16,13 @@ from evaluation import metrics
 from pipeline import cli
 from reports import external, reference
 from reports.compare import NOTE as COMPARISON_NOTE
-from reports.compare import RANKS, compare, difference_table, to_baseline
+from reports.compare import RANKS, SOURCE_ALONE, TO_TARGET_ALONE, compare, difference_table, to_baseline
 from reports.correlation import beside_papers
 from reports.published import rows as published_rows
 from reports.record import Result
 from reports.summary import curves, summary
-from reports.table import KEY, MAIN, NOT_RUN, leaderboard
-from reports.text import NONE, counts, markdown_table, number
+from reports.table import KEY, MAIN, NOT_RUN, adaptive_rows, leaderboard
+from reports.text import NONE, against, counts, markdown_table, number, text_or_dash
 from reports.worlds import world_table
 
 NONE_BESIDE = MappingProxyType[str, str]({})
@@ -74,6 +74,13 @@ NOTE = (
     "`best-on-test` picks the epoch on the test split, as papers do, and is no headline. "
     "`cameras`: where the method uses camera labels."
 )
+ADAPTIVE_NOTE = (
+    "These runs have more than the images of the target: the labels of a source, or a pre-training by a method. Each "
+    "is compared with `supervised-source_longer`, the warm start trained on for as many steps on the source alone, and "
+    "with Cluster Contrast from the same warm start, on the target alone. A row that is not `better` than the first "
+    "has not been shown to learn from the target. Images seen are the mean of a run. The other columns are those "
+    "above; ranks are among these rows."
+)
 PANELS = {MAIN.name: f"test {MAIN.title}", "audit_ari": "pseudo-label ARI", "clusters": "clusters"}
 PUBLISHED_NOTE = (
     "What the papers print for photographs. No number above may be compared with them: `rendered` is drawn."
@@ -124,13 +131,17 @@ def markdown(table: pd.DataFrame, beside: Mapping[str, str] = NONE_BESIDE) -> st
     sections = ["# Leaderboard", ""]
     for (dataset, profile), part in table.groupby(["dataset", "profile"], sort=False):
         notices = [f"Notice: {notice}.\n" for notice in datasets.notices(dataset)]
-        sections += [f"## {dataset}, profile {profile}", "", *notices, NOTE, "", main_table(part), ""]
+        plain, adapted = part[~adaptive_rows(part)], part[adaptive_rows(part)]
+        sections += [f"## {dataset}, profile {profile}", "", *notices, NOTE, "", main_table(plain), ""]
         sections += [beside[dataset]] if dataset in beside else []
-        compared = part.dropna(subset=["baseline"])
+        compared = plain.dropna(subset=["baseline"])
         if len(compared):
             title = f"### Differences to the baseline: {dataset}, profile {profile}"
             sections += [title, "", COMPARISON_NOTE, "", difference_table(named(compared)), ""]
-        sections += [f"### Order here and in the papers: {dataset}, profile {profile}", "", beside_papers(part), ""]
+        if len(adapted):
+            title = f"### Domain-adaptive methods: {dataset}, profile {profile}"
+            sections += [title, "", ADAPTIVE_NOTE, "", adaptive_table(adapted), ""]
+        sections += [f"### Order here and in the papers: {dataset}, profile {profile}", "", beside_papers(plain), ""]
         sections += [f"### Cost: {dataset}, profile {profile}", "", COST_NOTE, "", cost_table(part), ""]
     names = list(dict.fromkeys(table["method"]))
     sections += ["## Published numbers", "", PUBLISHED_NOTE, "", published_table(names), ""]
@@ -151,6 +162,30 @@ def main_table(part: pd.DataFrame) -> str:
     return markdown_table(shown)
 
 
+def adaptive_table(part: pd.DataFrame) -> str:
+    """Markdown of the domain-adaptive rows: what each has seen, and its differences to both references."""
+    source = part.where(part["baseline"] == SOURCE_ALONE)
+    target = part[TO_TARGET_ALONE].rename(columns=lambda name: name.removeprefix("target_alone_"))
+    return markdown_table(
+        {
+            **{name: part[name] for name in ("method", "variant", "backbone")},
+            **counts(part),
+            MAIN.title: [number(value, MAIN.form) for value in part[f"{MAIN.name}_mean"]],
+            "sd": [number(value, MAIN.form) for value in part[f"{MAIN.name}_sd"]],
+            "rank": rank_texts(part),
+            "gain": [number(value, f"+{MAIN.form}") for value in part["gain_over_warm_start"]],
+            "target images": [number(value, ".0f") for value in part["images_seen"]],
+            "source images": [number(value, ".0f") for value in part["source_images_seen"]],
+            "less the source alone": against(source),
+            "verdict": text_or_dash(source["verdict"]),
+            "less the target alone": against(target),
+            "its verdict": text_or_dash(target["verdict"]),
+            "fidelity": [value if isinstance(value, str) else "reference" for value in part["fidelity"]],
+            "status": part["status"],
+        }
+    )
+
+
 def shown_columns(part: pd.DataFrame) -> list[str]:
     """SHOWN, without worlds where the dataset has none."""
     return [name for name in SHOWN if name != "worlds" or part["worlds"].notna().any()]
@@ -164,7 +199,8 @@ def rank_texts(part: pd.DataFrame) -> list[str]:
 
 def cost_table(part: pd.DataFrame) -> str:
     """Markdown of what each run that trains costs."""
-    shown = part.loc[pd.to_numeric(part["images_seen"]) > 0, list(COST)].rename(columns=COST)
+    seen = part[["images_seen", "source_images_seen"]].apply(pd.to_numeric).sum(axis=1)
+    shown = part.loc[seen > 0, list(COST)].rename(columns=COST)
     for column in list(COST.values())[3:]:
         form = ".0f" if column.startswith("s ") or "images" in column else ".1f"
         shown[column] = [number(value, form) for value in shown[column]]

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import methods
 from datasets import split_number
 from evaluation import metrics
 from evaluation.metrics import Metric
 from pipeline.jobs import Job, jobs
 from pipeline.layers import variants
 from pipeline.params import DRAWN, Params
-from pipeline.records import CostRecord, NotRunRecord, ResultRecord, RunRecord, run_record
+from pipeline.records import CostRecord, NotRunRecord, ResultRecord, RunRecord, adaptive, needs_record, run_record
 from pipeline.settings import resolve_run
 from reports.published import REFERENCES, fidelity, row_of
 from reports.record import Result, read_result
@@ -52,6 +53,7 @@ COLUMNS = [
 ]
 # The two rows that frame the others: no training, and training with the labels.
 FLOOR, CEILING = REFERENCES
+ADAPTIVE = "adaptive"  # a column of tables with domain-adaptive rows: whether a row is one
 NOT_RUN = "not run"
 
 
@@ -69,7 +71,8 @@ def not_run(job: Job, params: Params) -> Result:
     run = resolve_run(job.run, job.dataset, params.profile, params.overrides, backbone=job.backbone)
     known = run_record(run).model_copy(update={"dataset": dataset})
     fold, world = (None, number) if dataset == DRAWN else (number, None)
-    record = NotRunRecord(status=NOT_RUN, reason=None, run=known, fold=fold, world=world, seed=job.seed)
+    needs = needs_record(methods.load(run.trains).needs(run.config))
+    record = NotRunRecord(status=NOT_RUN, reason=None, run=known, needs=needs, fold=fold, world=world, seed=job.seed)
     return Result(record, None, job.evaluated)
 
 
@@ -83,19 +86,28 @@ def warn_of_unusable(results: Sequence[Result]) -> None:
         print(f"not run: {len(missing)} of {len(results)} jobs: {', '.join(missing)}", file=sys.stderr)
 
 
-def leaderboard(records: Sequence[ResultRecord]) -> pd.DataFrame:
-    """One row per KEY with COLUMNS; metrics and published numbers in percent, as papers print them."""
-    groups: dict[tuple[str, ...], list[ResultRecord]] = {}
+def leaderboard(records: Sequence[ResultRecord | NotRunRecord]) -> pd.DataFrame:
+    """One row per KEY with COLUMNS; metrics and published numbers in percent, as papers print them.
+
+    With domain-adaptive rows there is the column ADAPTIVE too.
+    """
+    groups: dict[tuple[str, ...], list[Any]] = {}
     for record in records:
         groups.setdefault(tuple(getattr(record.run, name) for name in KEY), []).append(record)
-    rows = [row(group) for group in sorted(groups.values(), key=lambda group: place(group[0].run))]
+    rows = [row(group) for group in sorted(groups.values(), key=lambda group: place(group[0]))]
     main = f"{MAIN.name}_mean"
     floors = {setting(line): line[main] for line in rows if line["method"] == FLOOR}
     for line in rows:
         floor = floors.get(setting(line))
         known = floor is not None and line[main] is not None
         line["gain_over_warm_start"] = line[main] - floor if known else None
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"worlds": "Int64"})
+    table = pd.DataFrame(rows, columns=[*COLUMNS, ADAPTIVE]).astype({"worlds": "Int64"})
+    return table if table[ADAPTIVE].any() else table[COLUMNS]
+
+
+def adaptive_rows(table: pd.DataFrame) -> pd.Series:
+    """Which rows of a leaderboard are domain-adaptive."""
+    return table[ADAPTIVE].astype(bool) if ADAPTIVE in table else pd.Series(False, index=table.index)
 
 
 def setting(line: Mapping[str, Any]) -> tuple[str, ...]:
@@ -103,15 +115,20 @@ def setting(line: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(line[name] for name in ("dataset", "profile", "backbone"))
 
 
-def place(run: RunRecord) -> tuple[Any, ...]:
-    """Order of rows: warm start first, supervised bound last, a method's default variant before its others."""
-    rank = {FLOOR: 0, CEILING: 2}.get(run.method, 1)
+def place(record: ResultRecord | NotRunRecord) -> tuple[Any, ...]:
+    """Order of rows: warm start first, supervised bound last, a method's default variant before its others.
+
+    Domain-adaptive rows follow, training on the source alone first.
+    """
+    run, adapts = record.run, adaptive(record)
+    rank = {FLOOR: 0, CEILING: 0 if adapts else 2}.get(run.method, 1)
     names = variants(run.method)
     variant = names.index(run.variant) if run.variant in names else len(names)
     return (
         run.dataset,
         run.profile,
         run.backbone,
+        adapts,
         rank,
         run.method,
         variant,
@@ -119,10 +136,11 @@ def place(run: RunRecord) -> tuple[Any, ...]:
     )
 
 
-def row(group: Sequence[ResultRecord]) -> dict[str, Any]:
+def row(group: Sequence[Any]) -> dict[str, Any]:
     """The row of one group of seeds; means and sd are over the worlds, or seeds, that finished."""
     made = [record for record in group if record.status != NOT_RUN]
-    return result_row(made, len(group)) if made else empty_row(group[0].run)
+    found = result_row(made, len(group)) if made else empty_row(group[0].run)
+    return {**found, ADAPTIVE: adaptive(group[0])}
 
 
 def empty_row(run: RunRecord) -> dict[str, Any]:
@@ -148,7 +166,7 @@ def result_row(group: Sequence[ResultRecord], wanted: int) -> dict[str, Any]:
     last = {metric.name: per_replicate(done, "last", metric.name) for metric in metrics.BOARD}
     best = {judge.name: per_replicate(done, "best_on_test", judge.name) for judge in metrics.JUDGES}
     published = row_of(run.method, run.variant, run.backbone, run.dataset)
-    trains = first.cost.images_seen > 0
+    trains = first.cost.all_images_seen > 0
     return {
         **{name: getattr(run, name) for name in KEY},
         "worlds": len({record.world for record in group}) if first.world is not None else None,
@@ -203,7 +221,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 def throughput(record: ResultRecord) -> float:
     """Images seen per second of the whole run, labelling included."""
-    return record.cost.images_seen / max(record.cost.seconds_total, 1e-9)
+    return record.cost.all_images_seen / max(record.cost.seconds_total, 1e-9)
 
 
 def seconds(record: ResultRecord, phase: str) -> float:

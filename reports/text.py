@@ -29,6 +29,14 @@ def intervals(table: pd.DataFrame) -> list[str]:
     return [interval(low, high) for low, high in zip(table["low"], table["high"], strict=True)]
 
 
+def against(table: pd.DataFrame) -> list[str]:
+    """``+2.4 [-5.1, +9.9]`` of the columns ``difference``, ``low`` and ``high``; a dash where nothing was compared."""
+    return [
+        NONE if pd.isna(value) else " ".join([signed(value), *([around] if around != NONE else [])])
+        for value, around in zip(table["difference"], intervals(table), strict=True)
+    ]
+
+
 def markdown_table(rows: Any) -> str:
     """A Markdown table of a frame, or of columns by title; numbers are printed as they are, text as ``in_a_cell``."""
     table = pd.DataFrame(rows)

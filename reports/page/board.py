@@ -20,6 +20,7 @@ FILTERS = {
     "dataset": "dataset",
     "profile": "profile",
     "backbone": "backbone",
+    "group": "group",
     "camera_use": "cameras",
     "fidelity": "fidelity",
     "state": "status",
@@ -104,6 +105,8 @@ def cells(row: Row) -> dict[str, Cell]:
         "verdict": Cell(verdict(line), verdict(line)),
         "cameras": Cell(facet(row, "camera_use"), facet(row, "camera_use")),
         "fidelity": Cell(facet(row, "fidelity"), facet(row, "fidelity")),
+        "target images": figure(line["images_seen"], ".0f"),
+        "source images": figure(line["source_images_seen"], ".0f"),
         "minutes": figure(line["minutes"], ".1f"),
         "status": Cell(line["status"], line["status"]),
     }
@@ -147,6 +150,8 @@ def facet(row: Row, name: str) -> str:
     """What a row is filtered by."""
     if name == "state":
         return state(row)
+    if name == "group":
+        return "domain-adaptive" if row.adaptive else "target alone"
     value = row.line[name]
     if name == "fidelity" and isinstance(value, str):
         return value.partition(":")[0].partition(" (")[0]

@@ -37,7 +37,8 @@ def panel(material: Material) -> Panel:
 
 def costs(row: Row) -> bool:
     """Whether a row has trained and has the main figure."""
-    return known(row.line[f"{MAIN.name}_mean"]) and bool(row.line["minutes"] and row.line["images_seen"])
+    seen = row.line["images_seen"] or row.line["source_images_seen"]
+    return known(row.line[f"{MAIN.name}_mean"]) and bool(row.line["minutes"] and seen)
 
 
 def scatter(task: str, rows: Sequence[Row]) -> Figure:
@@ -76,7 +77,7 @@ def front(rows: Sequence[Row]) -> list[Row]:
     """The Pareto front: no other row is as cheap and better. The bound that trains on labels is no competitor."""
     kept: list[Row] = []
     for row in sorted(rows, key=lambda row: (point(row)[0], -point(row)[1])):
-        competes = row.line["method"] != CEILING
+        competes = row.line["method"] != CEILING or row.adaptive
         if competes and (not kept or point(row)[1] > point(kept[-1])[1]):
             kept.append(row)
     return kept

@@ -17,6 +17,7 @@ from reports.table import MAIN
 from reports.text import interval, number, signed
 
 HEAD = ["row", "baseline", "difference", "95 % interval", "p (Holm)", "P(better)", "verdict"]
+FAMILIES = {"": ["baseline"], ", domain-adaptive": ["adaptation", "adaptation beside"]}  # of `compare`, by title
 LOOKS = {"better": (BETTER, "triangle"), "worse": (WORSE, "inverted_triangle")}
 HOVER = [
     ("", "@row against @baseline"),
@@ -58,8 +59,9 @@ def panel(material: Material) -> Panel:
     """A forest per setting, over rows that have a baseline."""
     compared = {}
     for setting, rows in material.settings():
-        if part := differences(material.comparison, rows[0].setting):
-            compared[setting] = part
+        for title, families in FAMILIES.items():
+            if part := differences(material.comparison, rows[0].setting, families):
+                compared[f"{setting}{title}"] = part
     if not compared:
         return Panel("differences", "Differences", missing="No row has a baseline that was run beside it.")
     return Panel(
@@ -75,10 +77,11 @@ def tables(compared: dict[str, list[Difference]]) -> dict[str, list[list[str]]]:
     return {title: [line.texts for line in part] for title, part in compared.items()}
 
 
-def differences(comparison: pd.DataFrame, setting: tuple[str, str, str]) -> list[Difference]:
+def differences(comparison: pd.DataFrame, setting: tuple[str, str, str], families: Sequence[str]) -> list[Difference]:
     """The planned comparisons of a dataset, profile and backbone; a row's second baseline is named beside it."""
-    wanted = dict(zip(("dataset", "profile", "backbone"), setting, strict=True), family="baseline")
-    planned = comparison[(comparison[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    wanted = dict(zip(("dataset", "profile", "backbone"), setting, strict=True))
+    here = (comparison[list(wanted)] == pd.Series(wanted)).all(axis=1)
+    planned = comparison[here & comparison["family"].isin(families)]
     found: dict[str, Difference] = {}
     for line in planned.dropna(subset=["difference"]).to_dict("records"):
         row, base = str(line["a"]), str(line["b"])

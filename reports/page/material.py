@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.records import NearestRecord, read_nearest
+from pipeline.records import NearestRecord, adaptive, read_nearest
 from reports.compare import compare, to_baseline
 from reports.record import Result
 from reports.table import KEY, leaderboard
@@ -31,6 +31,11 @@ class Row:
     def setting(self) -> tuple[str, str, str]:
         """What rows share that may be compared."""
         return self.line["dataset"], self.line["profile"], self.line["backbone"]
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it stands among the domain-adaptive rows."""
+        return adaptive(self.results[0].record)
 
     @property
     def usable(self) -> list[Result]:

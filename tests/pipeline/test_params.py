@@ -90,12 +90,14 @@ def test_the_suites_own_files_are_good() -> None:
         assert read_params(file).seeds
 
 
-LISTED = read_params(ROOT / "params.yaml")
+TABLES = [read_params(ROOT / name) for name in ("params.yaml", "params.adaptation.yaml")]
+LISTED = {(kind, name): table for table in TABLES for kind in table.runs for name in table.listed[kind]}
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in LISTED.runs for name in LISTED.listed[kind]])
-def test_every_row_of_the_table_embeds_images_of_its_profile_s_size(kind: str, name: str) -> None:
-    run = resolve_run(name, LISTED.datasets[0], LISTED.profile, LISTED.overrides, backbone=LISTED.backbones[kind])
+@pytest.mark.parametrize(("kind", "name"), LISTED)
+def test_every_row_of_the_tables_embeds_images_of_its_profile_s_size(kind: str, name: str) -> None:
+    table = LISTED[kind, name]
+    run = resolve_run(name, table.datasets[0], table.profile, table.overrides, backbone=table.backbones[kind])
     needs = methods.load(run.trains).needs(run.config)
     method = build_method(run, Sizes(20, 5 if needs.source else None), Streams(0), None).float().eval()
     size, two = run.config.input, torch.zeros(2, dtype=torch.long)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import secrets
 import shlex
+import signal
 import sys
 import time
 from collections import Counter
@@ -33,6 +34,7 @@ TASKS = LOGS / "tasks"
 POLL_SECONDS = 0.5  # between two looks at the running tasks
 # A file server drops the locks of a machine that is gone after about 90 seconds; until then its jobs are refused.
 LEASE_SECONDS = 120
+TERMINATED = 128 + signal.SIGTERM  # exit status, as a shell reports a program that SIGTERM ended
 PACKAGES = {"submitit": "-r requirements.lock", "ray": "-r requirements-ray.txt"}
 
 
@@ -113,6 +115,7 @@ def run_tasks(work: Mapping[str, Sequence[Step]], parallel: int, cluster: Cluste
     waiting = dealt(list(work), cluster.group or math.ceil(len(work) / max(1, parallel)))
     running: list[Given] = []
     ledger = Ledger(cluster.retries)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # by way of what follows ``finally``
     try:
         with tqdm(total=len(work), desc="jobs") as bar:
             while waiting or running:
@@ -132,6 +135,7 @@ def run_tasks(work: Mapping[str, Sequence[Step]], parallel: int, cluster: Cluste
     finally:  # of tasks that are there when the sweep is interrupted
         for given in running:
             given.task.cancel()
+        signal.signal(signal.SIGTERM, before)
     return ledger.failed
 
 

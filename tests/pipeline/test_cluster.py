@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ from core.lock import FolderInUse, locked
 from pipeline import cli, cluster, group, sweep
 from pipeline.cluster import Cluster, Ledger, Outcome, Task, run_tasks
 from pipeline.group import End, read_ends, run_group, write_ends
+from pipeline.jobs import ROOT
 from pipeline.processes import LOGS, Step, reason
 from tests.conftest import TinyWorld
 from tests.pipeline.test_sweep import PARAMS, wait_for
@@ -143,6 +146,42 @@ def test_a_task_that_slurm_preempts_is_given_anew_and_not_waited_for(
     asked = Path((here / "asked").read_text().splitlines()[0]).read_text()
     for line in ("cpus-per-task=3", "gpus-per-node=1", "partition=scavenge", "time=10", "job-name=sweep"):
         assert f"#SBATCH --{line}\n" in asked
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_told_to_end_cancels_its_tasks(here: Path, request: pytest.FixtureRequest) -> None:
+    params = {**PARAMS, "datasets": ["rendered"], "rendered": {"size": "large"}}
+    (here / "params.yaml").write_text(yaml.safe_dump(params))
+    (here / "options.yaml").write_text("cluster: local\n")
+    command = [sys.executable, "-m", "pipeline", "sweep", "--device", "cpu"]
+    command += ["--engine", "submitit", "--options", "options.yaml"]
+    sweeping = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    request.addfinalizer(sweeping.kill)
+    log = here / "results/logs/prepare-rendered.log"
+    assert wait_for(lambda: log.is_file() and "rendering" in log.read_text(), 120), "the job is at work"
+    started = psutil.Process(sweeping.pid).children(recursive=True)
+    request.addfinalizer(lambda: [process.kill() for process in started if process.is_running()])
+    assert any("pipeline.group" in process.cmdline() for process in started)
+    sweeping.send_signal(signal.SIGTERM)
+    assert sweeping.wait(30) == cluster.TERMINATED
+    assert not psutil.wait_procs(started, timeout=20)[1]
+
+
+UNTOUCHED = """
+import torch
+
+def refuse(*_):
+    raise RuntimeError("CUDA was touched, which no fork can use afterwards")
+
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = refuse
+from pipeline.group import import_all
+import_all({"prepare", "pretrain", "train", "evaluate"})
+"""
+
+
+@pytest.mark.slow
+def test_the_process_that_jobs_are_forked_from_touches_no_gpu() -> None:
+    subprocess.run([sys.executable, "-c", UNTOUCHED], cwd=ROOT, check=True)
 
 
 class Played(NamedTuple):

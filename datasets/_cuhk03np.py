@@ -6,8 +6,9 @@ file of the protocol, whose images are then written in that same layout.
 The configuration file (MATLAB 5) holds the columns ``filelist`` (cell of names), ``labels`` (people,
 from 1), ``camId`` (view, 1 or 2) and ``train_idx``, ``query_idx``, ``gallery_idx`` (rows, from 1).
 Checked against the protocol's own generator and README (zhunzhong07/person-re-ranking:
-evaluation/data/CUHK03/gen_train_test_split.m, CUHK03-NP/README.md) and against torchreid's reader,
-not against the files themselves.
+evaluation/data/CUHK03/gen_train_test_split.m, CUHK03-NP/README.md), against torchreid's reader, and
+for the detected boxes against the configuration file itself: a public copy of the folder has the
+names and counts that it lists. ``cuhk-03.mat``, and the file of the labeled boxes, were not at hand.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Every dataset but `rendered` is read from --root, the folder that holds, or is, the dataset's own
 folder; nothing there is changed and archives are not opened. `rendered` is drawn into --out first.
 A dataset with several partitions is prepared one at a time, as NAME-FOLD (cuhk03_classic_detected-0), and so is a
-world of drawn people (rendered-3). With --source, another dataset's training images stand beside it as its labelled
-source; the pair is a dataset of its own, called TARGET-from-SOURCE (market1501-from-dukemtmc says the same).
+world of drawn people (rendered-3). With --source, another dataset's training images, or the source people of a drawn
+world, stand beside it as its labelled source; the pair is a dataset of its own, called TARGET-from-SOURCE
+(market1501-from-dukemtmc says the same).
 """
 
 from __future__ import annotations
@@ -99,20 +100,25 @@ def beside(target: Manifest, dataset: Dataset, source: str, out: Path, options: 
     """
     name, number = datasets.split_number(source)
     other = datasets.load(name)
-    if target.has("source") or dataset.folds > 1 or DRAWN in (dataset.name, name):
+    if target.has("source") or dataset.folds > 1:
         raise DatasetError(
             f"{dataset.name} cannot have {source} as its source: worlds of drawn people have one of their own, and a "
             "dataset of several folds is prepared without"
         )
     if name == dataset.name or (other.collection and other.collection == dataset.collection):
         raise DatasetError(f"{dataset.name} and {source} are of the same people; choose another --source")
-    found = read_dataset(other, options.root, out / "source", chosen_fold(other, number), options.allow)
+    if name == DRAWN:
+        drawn = draw_rendered(other, out / "source", options.size, number or 0, options.device)
+        found = replace(drawn, info={"notices": [], "fingerprint_status": "drawn", **drawn.info})
+    else:
+        found = read_dataset(other, options.root, out / "source", chosen_fold(other, number), options.allow)
     root = Path(os.path.commonpath([target.root.resolve(), found.root.resolve()]))
     tables = []
     for manifest in (target, found):
         place = manifest.root.resolve().relative_to(root)
         tables.append(manifest.table.assign(path=[(place / path).as_posix() for path in manifest.table["path"]]))
-    own, rows = tables[0], tables[1][tables[1]["split"] == "train"].assign(split="source")
+    labelled = "source" if name == DRAWN else "train"
+    own, rows = tables[0], tables[1][tables[1]["split"] == labelled].assign(split="source")
     for label in LABELS:
         known = rows[label] > UNKNOWN
         rows.loc[known, label] += int(own[label].max()) + 1
@@ -128,7 +134,7 @@ def beside(target: Manifest, dataset: Dataset, source: str, out: Path, options: 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("prepare", __doc__ or "")
     parser.add_argument("--dataset", required=True, help="what to prepare; NAME-FOLD for one of several partitions")
-    parser.add_argument("--source", help="a dataset whose training images, with their ids, are the source beside it")
+    parser.add_argument("--source", help="a dataset, or a drawn world, whose labelled images are the source beside it")
     parser.add_argument("--root", type=Path, help="folder that holds, or is, the dataset's own folder")
     parser.add_argument("--out", type=Path, help="folder to write to; default: data/DATASET")
     parser.add_argument(

@@ -21,7 +21,7 @@ from pipeline.settings import resolve_run
 
 FILE = Path(__file__).parent / "golden/published_recipes.yaml"
 BASE = "market1501"
-OWN = ("rendered", "csv", "folder")  # no paper publishes a recipe for them
+OWN = ("rendered", "csv", "folder", "cuhk01")  # no paper publishes a recipe for them
 
 
 def recipe(method: str, dataset: str) -> dict[str, Any]:

@@ -50,6 +50,10 @@ CUHK_NAMES = {
     "query": ("0003_c1_22.png",),
     "bounding_box_test": ("0003_c2_27.png", "0003_c2_28.png"),
 }
+CUHK01_NAMES = {
+    "campus": ("0001001.png", "0001002.png", "0001003.png", "0001004.png", "0007001.PNG"),
+    "images": ("0001_c1_1.jpg", "0001_c1_2.jpg", "0001_c2_1.jpg", "0001_c2_2.jpg", "0007_c1_1.png"),
+}
 
 
 def named(folder: Path, names: dict[str, tuple[str, ...]]) -> Path:
@@ -71,6 +75,13 @@ def market(root: Path) -> Path:
 def duke(root: Path) -> Path:
     """DukeMTMC-reID."""
     return named(root / "DukeMTMC-reID", DUKE_NAMES)
+
+
+def cuhk01(root: Path, layout: str) -> Path:
+    """CUHK01 in one of its two layouts, with a table that is not read beside it."""
+    folder = named(root / "cuhk01-source", {layout: CUHK01_NAMES[layout]})
+    (folder / "images.csv").write_text("path,split,person,camera\n")
+    return folder
 
 
 def cuhk_folder(root: Path, boxes: str) -> Path:

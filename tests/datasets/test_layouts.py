@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from PIL import Image
 
 import datasets
 from datasets import _cuhk03
-from datasets.base import Dataset, DatasetError, check_rows, find_folder
+from datasets.base import Dataset, DatasetError, check_rows, count_differences, find_folder
 from tests import trees
 
+REAL = "REID_DATA"  # names a folder that holds CUHK03, for the one test that reads real images where they lie
 Rows = list[tuple[str, str, int, int]]
 
 
@@ -41,7 +43,14 @@ def splits(rows: pd.DataFrame) -> dict[str, int]:
 
 def test_available_lists_every_dataset_and_load_returns_each() -> None:
     assert set(datasets.available()) >= {
-        *("csv", "cuhk03_classic_detected", "cuhk03_classic_labeled", "cuhk03np_detected", "cuhk03np_labeled"),
+        *(
+            "csv",
+            "cuhk01",
+            "cuhk03_classic_detected",
+            "cuhk03_classic_labeled",
+            "cuhk03np_detected",
+            "cuhk03np_labeled",
+        ),
         *("dukemtmc", "folder", "market1501", "msmt17_v1", "msmt17_v2", "rendered"),
     }
     for name in datasets.available():
@@ -164,6 +173,23 @@ def test_a_malformed_line_of_a_list_is_named(tmp_path: Path) -> None:
         read("msmt17_v1", tmp_path)
 
 
+@pytest.mark.parametrize(("folder", "names"), trees.CUHK01_NAMES.items())
+def test_cuhk01_is_people_to_learn_from_in_both_layouts(tmp_path: Path, folder: str, names: tuple[str, ...]) -> None:
+    trees.cuhk01(tmp_path, folder)
+    rows, place = read("cuhk01", tmp_path)
+    assert place == tmp_path / "cuhk01-source"
+    cameras = zip(sorted(names), (1, 1, 2, 2, 1), (1, 1, 1, 1, 7), strict=True)
+    assert labels(rows) == [(f"{folder}/{name}", "train", person, camera) for name, camera, person in cameras]
+
+
+def test_cuhk01s_message_says_whom_to_ask(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"lacks campus\.[\s\S]*from its authors[^\n]*on request[\s\S]*or: images"):
+        read("cuhk01", tmp_path)
+    image = trees.image(tmp_path / "campus" / "0001005.png")
+    with pytest.raises(DatasetError, match=rf"1 image name\(s\).*image 3 of 4[\s\S]*{image.name}"):
+        read("cuhk01", tmp_path)
+
+
 @pytest.mark.parametrize("boxes", ["detected", "labeled"])
 def test_cuhk03np_as_a_folder(tmp_path: Path, boxes: str) -> None:
     trees.cuhk_folder(tmp_path, boxes)
@@ -258,6 +284,20 @@ def test_image_keys_read_their_own_names() -> None:
     key = _cuhk03.Key(5, 49, 2, 10)
     assert key.name == "5_049_2_10.png"
     assert _cuhk03.read_key(key.name) == key
+
+
+def test_published_counts_of_cuhk03_hold_where_the_data_lie() -> None:
+    if not (root := os.environ.get(REAL)):
+        pytest.skip(f"{REAL} does not name a folder that holds CUHK03")
+    rows, _ = read("cuhk03np_detected", Path(root))
+    assert count_differences(datasets.load("cuhk03np_detected").expected, counted(rows)) == []
+
+
+def counted(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Images and people of every split."""
+    return {
+        split: {"images": len(part), "identities": part["person_id"].nunique()} for split, part in rows.groupby("split")
+    }
 
 
 def test_a_missing_folder_says_where_to_get_it_where_to_put_it_and_what_it_must_hold(tmp_path: Path) -> None:

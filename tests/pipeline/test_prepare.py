@@ -296,14 +296,25 @@ def test_a_pair_has_the_others_training_images_as_its_source_under_a_name_and_fi
     [
         ("market1501", "market1501", "same people"),
         ("cuhk03np_labeled", "cuhk03np_detected", "same people"),
-        ("market1501", "rendered-0", "one of their own"),
+        ("rendered-0", "market1501", "one of their own"),
     ],
 )
-def test_a_source_of_the_same_people_or_of_drawn_ones_is_refused(
+def test_a_source_of_the_same_people_or_beside_drawn_ones_is_refused(
     tmp_path: Path, target: str, source: str, reason: str
 ) -> None:
     trees.market(tmp_path)
     trees.cuhk_folder(tmp_path, "labeled")
     with pytest.raises(DatasetError, match=reason):
-        run(target, tmp_path, tmp_path / "out", "--source", source, ALLOW)
+        run(target, tmp_path, tmp_path / "out", "--source", source, "--size", "tiny", ALLOW)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_labelled_people_of_a_drawn_world_are_a_source_beside_real_ones(tmp_path: Path) -> None:
+    trees.market(tmp_path / "disk")
+    assert run("market1501-from-rendered-3", tmp_path / "disk", tmp_path / "out", "--size", "tiny", ALLOW) == 0
+    pair = read_manifest(tmp_path / "out")
+    assert (pair.name, pair.info["source"]["world"]) == ("market1501-from-rendered-3", 3)
+    assert pair.info["fingerprint_status"] == "target differs from the published dataset, source drawn"
+    assert len(pair.split("source")) > 0
+    assert all(path.is_file() and "source" in path.parts for path in pair.paths("source"))
+    assert [len(pair.split(split)) for split in ("train", "query", "gallery")] == [3, 2, 4]

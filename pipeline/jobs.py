@@ -70,4 +70,4 @@ def jobs(params: Params) -> list[Job]:
 def runs(params: Params) -> list[tuple[str, str, str]]:
     """(dataset, run, backbone) of every row of the table."""
     rows = [(run, params.backbones[kind]) for kind, listed in params.listed.items() for run in listed]
-    return [(data, run, backbone) for data in params.datasets for run, backbone in rows]
+    return [(data, run, backbone) for data in params.datasets for run, backbone in rows if params.has(data, run)]

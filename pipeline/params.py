@@ -66,6 +66,7 @@ class Params(Record):
     rendered: Rendered
     overrides: dict[str, Any] = Field(default_factory=dict)
     external: tuple[External, ...] = ()
+    only: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @field_validator("datasets")
     @classmethod
@@ -108,6 +109,18 @@ class Params(Record):
     def _each_system_once_per_dataset(cls, systems: tuple[External, ...]) -> tuple[External, ...]:
         _each_once(tuple(f"external {system.name} on {system.dataset}" for system in systems))
         return systems
+
+    @model_validator(mode="after")
+    def _only_what_is_listed(self) -> Params:
+        for dataset, named in self.only.items():
+            _check_known("entry of `datasets`", dataset, self.datasets)
+            for name in _each_once(named):
+                _check_known("listed run", name, [run for listed in self.listed.values() for run in listed])
+        return self
+
+    def has(self, dataset: str, run: str) -> bool:
+        """Whether the run is wanted on the dataset: ``only`` may name a dataset's runs, others have all."""
+        return run in self.only.get(dataset, (run,))
 
     @property
     def listed(self) -> dict[str, tuple[str, ...]]:

@@ -46,7 +46,8 @@ class JobsFailed(UserError):
 class Machine:
     """How jobs are run: how many at once, on what device, with how many threads, by which settings, watched how.
 
-    cluster: that jobs are given to, None for processes of this machine.
+    cluster: that jobs are given to, None for processes of this machine. start_from: what is said to
+    ``pretrain --start-from``; None leaves the profile's.
     """
 
     parallel: int
@@ -56,6 +57,7 @@ class Machine:
     profile: str
     track: str | None = None
     cluster: Cluster | None = None
+    start_from: str | None = None
 
     @property
     def kind(self) -> str:
@@ -92,6 +94,7 @@ def add_arguments(arguments: Any) -> None:
     arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings file")
     cli.add_worlds_argument(arguments)
     arguments.add_argument("--profile", help="a file of profiles/; default: params.yaml's")
+    arguments.add_argument("--start-from", help="as of `pretrain`, for warm starts that are not there yet")
     cli.add_track_argument(arguments)
     cli.add_machine_arguments(arguments)
 
@@ -104,7 +107,16 @@ def machine(options: Any, params: Params) -> Machine:
     for name in ("options", "group", "retries"):
         if cluster is None and getattr(options, name) is not None:
             raise UserError(f"--{name} is of a cluster: leave it out, or give --engine submitit or --engine ray too")
-    return Machine(options.jobs, options.device, threads, options.params, params.profile, options.track, cluster)
+    return Machine(
+        options.jobs,
+        options.device,
+        threads,
+        options.params,
+        params.profile,
+        options.track,
+        cluster,
+        options.start_from,
+    )
 
 
 def cluster_of(options: Any, threads: int) -> Cluster:
@@ -160,6 +172,7 @@ def warm_starts(wanted: Sequence[Job], on: Machine) -> dict[str, list[Step]]:
         if not (initial_folder(dataset, backbone, seed) / "initial.json").is_file():
             where = ["--dataset", dataset, "--backbone", backbone, "--seed", str(seed)]
             where += ["--params", str(on.params), "--profile", on.profile]
+            where += ["--start-from", on.start_from] if on.start_from else []
             steps[f"pretrain-{dataset}-{backbone}-{seed}"] = [Step("pretrain", [*where, *computing(on)])]
     return steps
 

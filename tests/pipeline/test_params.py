@@ -13,7 +13,7 @@ import methods
 from core.rng import Streams
 from core.validation import RecordError
 from pipeline.assemble import Sizes, build_method
-from pipeline.jobs import ROOT
+from pipeline.jobs import ROOT, jobs
 from pipeline.params import read_params
 from pipeline.settings import resolve_run, run_backbone
 
@@ -49,6 +49,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"runs": {"cnn": ["pislo"]}}, r"unknown method 'pislo'; did you mean 'pisl'"),
     ({"runs": {"cnn": ["hhcl; rm -r data"]}}, r"is no run: METHOD or METHOD-VARIANT"),
     ({"backbones": {"cnn": "resnet51"}}, r"unknown backbone 'resnet51'; did you mean 'resnet50'"),
+    ({"only": {"rendred": ["spcl"]}}, r"unknown entry of `datasets` 'rendred'; did you mean 'rendered'"),
+    ({"only": {"rendered": ["hhcl"]}}, r"unknown listed run 'hhcl'; known: hhcl-paper, spcl"),
     ({"rendered": {}}, r"'rendered\.size' is missing"),
     ({"rendered": {"size": "small", "siez": 0}}, r"unknown key 'rendered\.siez'; did you mean 'rendered\.size'"),
 ]
@@ -72,6 +74,13 @@ def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
     rest = {name: value for name, value in GOOD.items() if name != key}
     with pytest.raises(RecordError, match=f"'{key}' is missing"):
         read_params(written(tmp_path, yaml.safe_dump(rest)))
+
+
+def test_a_dataset_has_all_runs_or_only_its_own(tmp_path: Path) -> None:
+    two = {"datasets": ["rendered", "market1501"], "only": {"market1501": ["spcl"]}}
+    params = read_params(written(tmp_path, yaml.safe_dump({**GOOD, **two})))
+    wanted = {dataset: [job.run for job in jobs(params) if job.dataset == dataset] for dataset in params.datasets}
+    assert wanted == {"rendered": ["hhcl-paper", "spcl", "vitc_ureid"], "market1501": ["spcl"]}
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from pipeline import processes, sweep
-from pipeline.jobs import ROOT
+from pipeline.jobs import ROOT, Job
 from pipeline.processes import Step
 from reports import leaderboard
 from tests.conftest import TinyWorld
@@ -104,6 +104,16 @@ def test_jobs_are_dealt_out_over_the_cuda_devices(here: Path, monkeypatch: pytes
     assert processes.run_all({name: [Step("prepare", ["--help"])] for name in "abc"}, 3, "auto") == {}
     told = [(here / f"results/logs/{name}.log").read_text().splitlines()[0] for name in "abc"]
     assert told == [f"$ CUDA_VISIBLE_DEVICES={i} python -m pipeline prepare --help" for i in (0, 1, 0)]
+
+
+def test_what_warm_starts_begin_from_is_told_to_those_that_are_not_there(here: Path) -> None:
+    machine = sweep.Machine(1, "cpu", 1, here / "params.yaml", "tiny", start_from="imagenet_copy=FILE")
+    made, missing = (Job("warm_start", name, "mobilenet_v2", 0) for name in ("market1501", "cuhk03np_detected"))
+    (here / "initial/market1501-mobilenet_v2-0").mkdir(parents=True)
+    (here / "initial/market1501-mobilenet_v2-0/initial.json").touch()
+    [(name, [step])] = sweep.warm_starts([made, missing], machine).items()
+    assert name == "pretrain-cuhk03np_detected-mobilenet_v2-0"
+    assert step.arguments[step.arguments.index("--start-from") + 1] == "imagenet_copy=FILE"
 
 
 def test_devices_keep_the_names_under_which_they_are_visible_and_a_cpu_has_none(

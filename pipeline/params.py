@@ -59,6 +59,7 @@ class Params(Record):
     backbones: dict[str, str]
     runs: dict[str, tuple[str, ...]]
     pretrainings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    translators: tuple[str, ...] = ()
     seeds: tuple[int, ...]
     threads: int = Field(ge=1, le=MOST_THREADS)
     launch: str
@@ -110,6 +111,11 @@ class Params(Record):
         _each_once(tuple(f"external {system.name} on {system.dataset}" for system in systems))
         return systems
 
+    @field_validator("translators")
+    @classmethod
+    def _each_translator_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _each_once(names)
+
     @model_validator(mode="after")
     def _only_what_is_listed(self) -> Params:
         for dataset, named in self.only.items():
@@ -147,6 +153,8 @@ class Params(Record):
                 if kind not in self.backbones:
                     listed = unknown("kind", kind, self.backbones)
                     raise ValueError(f"`{section}` are listed by kind of backbone: {listed}")
+        if beyond := sorted(set(self.translators) - set(self.datasets)):
+            raise ValueError(f"'translators': {beyond[0]} is not among `datasets`, whose images a translator trains on")
         for kind in self.backbones:  # dvc.yaml has a family of stages for each
             if kind not in self.runs:
                 raise ValueError(f"'runs.{kind}' is missing; list its runs, or `{kind}: []` for none")

@@ -207,6 +207,18 @@ def test_the_experiment_of_the_page_how_to_reaches_the_settings_of_every_run(clo
     assert written["config"]["clustering"]["eps"] == float(change[1].split("=")[1])
 
 
+def test_a_listed_translator_is_a_stage_whose_output_holds_generator_and_sheet(clone: Clone) -> None:
+    clone.set_params(translators=["rendered-1"])
+    try:
+        told = clone.dvc("repro", "--dry", "translate@rendered-1")
+    finally:
+        clone.set_params(translators=[])
+    command = next(line for line in told.splitlines() if "pipeline.translate" in line)
+    assert "--dataset 'rendered-1'" in command
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["translate"]["do"]
+    assert stage["outs"] == [(Path("styles") / "${item}").as_posix()]
+
+
 def test_what_params_yaml_names_reaches_the_shell_as_one_word() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert len(stages) > 5

@@ -51,6 +51,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"backbones": {"cnn": "resnet51"}}, r"unknown backbone 'resnet51'; did you mean 'resnet50'"),
     ({"only": {"rendred": ["spcl"]}}, r"unknown entry of `datasets` 'rendred'; did you mean 'rendered'"),
     ({"only": {"rendered": ["hhcl"]}}, r"unknown listed run 'hhcl'; known: hhcl-paper, spcl"),
+    ({"translators": ["rendered-7"]}, r"'translators': rendered-7 is not among `datasets`"),
     ({"rendered": {}}, r"'rendered\.size' is missing"),
     ({"rendered": {"size": "small", "siez": 0}}, r"unknown key 'rendered\.siez'; did you mean 'rendered\.size'"),
 ]

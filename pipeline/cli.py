@@ -61,6 +61,7 @@ VERBS = {
     ),
     "leaderboard": Verb("reports.leaderboard", "write the table of all runs", ""),
     "compare": Verb("reports.compare", "differences of every two runs, with intervals", ""),
+    "real_people": Verb("reports.real_people", "the table of real people, beside drawn ones", ""),
     "exports": Verb("reports.exports", "the table as CSV, Markdown, LaTeX and JSON", "--selection last"),
     "nearest": Verb("pipeline.nearest", "rank once more the images that the report shows", ""),
     "report": Verb("reports.report", "write a page of all results that needs no network", ""),

@@ -1,0 +1,142 @@
+"""Real people beside drawn ones: params.cuhk03.yaml's results as a table, and whether drawn worlds order methods alike.
+
+Writes OUT.md and OUT.csv. A section for each start of the same target; what papers publish for the target; the order of
+methods here against that of a reference of drawn people; and with --cross-domain the matrix that `cross_domain` wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+import datasets
+import methods
+from core.files import write_csv, write_text
+from pipeline import cli
+from pipeline.records import ResultRecord
+from reports import correlation, reference
+from reports.compare import NOTE as COMPARISON_NOTE
+from reports.compare import compare, difference_table, to_baseline
+from reports.leaderboard import ADAPTIVE_NOTE, adaptive_table, main_table, named
+from reports.published import rows as published_rows
+from reports.table import MAIN, adaptive_rows, leaderboard, read_results, warn_of_unusable
+from reports.text import markdown_table, number
+
+HEADING = """\
+# CUHK03-NP detected, 64x128 copies: real people on a small machine
+
+MobileNetV2 from ImageNet weights, images of 64x128 pixels, 300 steps on CPU cores (profile `controlled_real`). **These
+numbers are not comparable with those of papers**, which train a ResNet-50 at four times the pixels and for many times
+the images. They compare methods with each other, on real people. The images are not in this repository.
+"""
+NOTE = (
+    "mAP and the rest in percent, last epoch; a seed is a warm start and a training. Two seeds give no verdict. A row "
+    "without numbers says in `status` what became of it."
+)
+PAPERS = "What papers print for {dataset}, with ResNet-50 or larger at full size:"
+ORDER = (
+    "Headline variants that both have; mAP in percent. The drawn figures are of {worlds}. A coefficient near 1 says "
+    "that drawn people order methods as these real people do, from that start, with that network, after few steps."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write OUT.md and OUT.csv, and print the former."""
+    arguments = cli.parser("real_people", __doc__ or "")
+    arguments.add_argument("--params", type=Path, default=Path("params.cuhk03.yaml"), help="what was run")
+    arguments.add_argument("--drawn", type=Path, default=Path("results/reference"), help="a reference of drawn people")
+    arguments.add_argument("--cross-domain", type=Path, help="folder that `cross_domain` wrote")
+    arguments.add_argument("--out", type=Path, default=Path("results/cuhk03np_detected"), help="files, less .md, .csv")
+    options = arguments.parse_args(argv)
+    results = read_results(cli.read_params(options))
+    warn_of_unusable(results)
+    table = to_baseline(leaderboard([result.record for result in results]), compare(results))
+    made = [result.record for result in results if isinstance(result.record, ResultRecord)]
+    commits = sorted({record.provenance.commit or "unknown code" for record in made})
+    drawn = leaderboard([result.record for result in reference.read(options.drawn)])
+    matrix = (options.cross_domain / "matrix.md").read_text() if options.cross_domain else ""
+    text = markdown(table, drawn, commits, matrix)
+    write_csv(Path(f"{options.out}.csv"), table)
+    write_text(Path(f"{options.out}.md"), text)
+    print(text)
+    return 0
+
+
+def markdown(table: pd.DataFrame, drawn: pd.DataFrame, commits: Sequence[str] = (), matrix: str = "") -> str:
+    """The page: a section per start, papers, order of methods, and ``matrix`` under a heading of its own."""
+    sections = [HEADING, f"Trained by the code of {', '.join(commits)}.\n" if commits else "", NOTE, ""]
+    for dataset, part in table.groupby("dataset", sort=False):
+        plain, adapted = part[~adaptive_rows(part)], part[adaptive_rows(part)]
+        sections += [f"## {started(str(dataset))}", "", main_table(plain), ""]
+        compared = plain.dropna(subset=["baseline"])
+        if len(compared):
+            sections += [
+                "### Differences to the baseline",
+                "",
+                COMPARISON_NOTE,
+                "",
+                difference_table(named(compared)),
+                "",
+            ]
+        if len(adapted):
+            sections += ["### Domain-adaptive methods", "", ADAPTIVE_NOTE, "", adaptive_table(adapted), ""]
+    sections += ["## Papers", "", papers(table), "", "## Drawn and real people", "", order(table, drawn), ""]
+    sections += ["## Trained here, tested there", "", matrix.partition("\n\n")[2]] if matrix else []
+    return "\n".join(sections)
+
+
+def started(dataset: str) -> str:
+    """What a section's trainings start from."""
+    target, source = datasets.split_pair(dataset)
+    return f"{target}, from ImageNet" + (f", then labelled people of {source}" if source else " alone")
+
+
+def papers(table: pd.DataFrame) -> str:
+    """Published numbers of the targets, of any method, where there are any."""
+    targets = {datasets.split_pair(name)[0] for name in table["dataset"]}
+    lines = [
+        {"method": method, "variant": row.variant, "backbone": row.backbone, "dataset": row.dataset}
+        | {"mAP": number(row.figure(MAIN.name)), "rank-1": number(row.figure("rank1")), "source": row.source}
+        for method in methods.available()
+        for row in published_rows(method)
+        if row.dataset in targets and row.figure(MAIN.name) is not None
+    ]
+    told = PAPERS.format(dataset=", ".join(sorted(targets)))
+    return f"{told}\n\n{markdown_table(lines)}" if lines else "No paper that was read prints a number for these boxes."
+
+
+def order(table: pd.DataFrame, drawn: pd.DataFrame) -> str:
+    """Rank correlation of every start's methods with those of drawn people, backbone by backbone, and the figures."""
+    columns = {
+        started(str(dataset)): correlation.headlines(part[~adaptive_rows(part)])
+        for dataset, part in table.groupby("dataset", sort=False)
+    }
+    told = []
+    for backbone, rows in drawn[~adaptive_rows(drawn)].groupby("backbone", sort=False):
+        theirs = correlation.headlines(rows)
+        lines = [
+            {"real people": title, **coefficients(correlation.rank_correlation(ours, theirs))}
+            for title, ours in columns.items()
+        ]
+        shared = [name for name in theirs if any(name in ours for ours in columns.values())]
+        figures = [
+            {"method": name, "drawn": number(theirs[name])}
+            | {title: number(ours.get(name)) for title, ours in columns.items()}
+            for name in sorted(shared, key=lambda name: -theirs[name])
+        ]
+        worlds = f"{backbone} in {rows['worlds'].max()} drawn world(s)"
+        told += [ORDER.format(worlds=worlds), markdown_table(lines)] + ([markdown_table(figures)] if figures else [])
+    return "\n\n".join(told)
+
+
+def coefficients(found: correlation.RankCorrelation | None) -> dict[str, str]:
+    """Cells of one correlation; dashes where fewer than three methods are shared."""
+    if found is None:
+        return {"methods": f"fewer than {correlation.FEWEST}", "Spearman (p)": "-", "Kendall (p)": "-"}
+    return {
+        "methods": str(len(found.methods)),
+        "Spearman (p)": f"{found.spearman:+.2f} ({found.spearman_p:.3f})",
+        "Kendall (p)": f"{found.kendall:+.2f} ({found.kendall_p:.3f})",
+    }

@@ -1,0 +1,56 @@
+"""The table of real people: a section per start, papers' numbers, and the order of methods beside drawn people's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reports import real_people, verify
+from reports.compare import compare, to_baseline
+from reports.table import leaderboard, read_results
+from tests.reports.synthetic import write_params, write_result
+
+PEOPLE = np.repeat(np.arange(12), 2)
+DRAWN = {"warm_start": 0.2, "cluster_contrast": 0.5, "hhcl": 0.6, "spcl": 0.7}
+ALIKE, OPPOSITE = "cuhk03np_detected", "cuhk03np_detected-from-cuhk01"
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
+    """The leaderboard of synthetic results in two worlds, of which a reference is made."""
+    monkeypatch.chdir(tmp_path)
+    for name, level in DRAWN.items():
+        for world in (0, 1):
+            write_result(name, 0, np.full(len(PEOPLE), level + world / 100), PEOPLE, world=world)
+    file = write_params(tmp_path, list(DRAWN), [0], [0, 1])
+    assert verify.main(["--update"]) == 0
+    results = read_results(real_people.cli.read_params_file(file))
+    return to_baseline(leaderboard([result.record for result in results]), compare(results))
+
+
+def test_every_start_has_its_table_and_its_correlation_with_drawn_people(drawn: pd.DataFrame) -> None:
+    scores = drawn["mAP_mean"]
+    two = [drawn.assign(dataset=ALIKE), drawn.assign(dataset=OPPOSITE, mAP_mean=100 - scores)]
+    text = real_people.markdown(pd.concat(two, ignore_index=True), drawn, ["abc"], "# Cross-domain\n\nthe matrix")
+    assert "from ImageNet alone\n" in text
+    assert "## cuhk03np_detected, from ImageNet, then labelled people of cuhk01\n" in text
+    lines = {" ".join(line.split()) for line in text.splitlines()}
+    assert "| cuhk03np_detected, from ImageNet alone | 3 | +1.00 (0.333) | +1.00 (0.333) |" in lines
+    assert (
+        "| cuhk03np_detected, from ImageNet, then labelled people of cuhk01 | 3 | -1.00 (0.333) | -1.00 (0.333) |"
+        in lines
+    )
+    assert "| hhcl | 60.5 | 60.5 | 39.5 |" in lines
+    assert text.index("## Trained here, tested there") < text.index("the matrix")
+    assert "not comparable with those of papers" in text
+
+
+def test_the_command_reads_results_here_and_a_reference_of_drawn_people(drawn: pd.DataFrame) -> None:
+    arguments = ["--params", "params.yaml", "--drawn", "results/reference", "--out", "out/real.2"]
+    assert real_people.main(arguments) == 0
+    written = pd.read_csv("out/real.2.csv")
+    assert written["mAP_mean"].tolist() == pytest.approx(drawn["mAP_mean"].tolist())
+    assert "| hhcl" in Path("out/real.2.md").read_text()

@@ -21,6 +21,7 @@ from pipeline.settings import run_backbone
 
 THREADS = 2
 PARAMS = read_params(ROOT / "params.yaml", {"profile": "tiny"})
+torch.set_num_threads(THREADS)  # for the fixtures of modules, which are made before those of tests
 
 
 @pytest.fixture(autouse=True)

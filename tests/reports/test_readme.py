@@ -22,6 +22,7 @@ from reports.readme import (
     replace_between,
     with_leaderboard,
     with_measured,
+    with_real_people,
     with_resolution,
     with_six_columns,
 )
@@ -59,11 +60,12 @@ def test_a_clone_without_runs_and_data_shows_the_rows_of_its_reference(
     Path("results/reference/leaderboard.csv").unlink()
     Path("docs").mkdir()
     for page in ("README.md", "docs/leaderboard.md"):
-        Path(page).write_text(TEXT)
+        Path(page).write_text(TEXT + TEXT.replace("leaderboard", "real people"))
     Path("docs/statistics.md").write_text(TEXT.replace("leaderboard", "resolution"))
     readme.show(Path("results/reference"), Path("README.md"))
     for page in ("README.md", "docs/leaderboard.md"):
         assert "| 62.5 " in Path(page).read_text()
+    assert "Nothing yet." in Path("README.md").read_text()
     assert "One world: nothing yet." in Path("docs/statistics.md").read_text()
     assert Path("results/reference/leaderboard.csv").is_file()
     assert Path("docs/curves.png").stat().st_size > 10_000
@@ -74,11 +76,28 @@ SURVEYED = [name for name in methods.available() if (methods.folder(name) / "REA
 
 
 @pytest.mark.parametrize(
-    ("page", "shown"), [("README.md", with_six_columns), ("docs/leaderboard.md", with_leaderboard)]
+    ("page", "shown"),
+    [("README.md", with_six_columns), ("README.md", with_real_people), ("docs/leaderboard.md", with_leaderboard)],
 )
 def test_a_page_shows_the_committed_leaderboard(page: str, shown: Callable[[str, Path], str]) -> None:
     text = (ROOT / page).read_text()
     assert shown(text, REFERENCE) == text, "results/reference has changed: run `make readme`"
+
+
+def test_real_people_stand_beside_drawn_ones_by_run_and_start(tmp_path: Path) -> None:
+    start, end = (mark.format(name="real people", command="make readme") for mark in (START, END))
+    rows = {"method": ["hhcl", "hhcl"], "variant": ["released", "paper"], "mAP_mean": [64.4, 69.9]}
+    pd.DataFrame({**rows, "backbone": "resnet18_half"}).to_csv(tmp_path / "leaderboard.csv")
+    real = {"method": ["hhcl"] * 3, "variant": ["released", "released", "paper"], "mAP_mean": [2.1, 9.3, None]}
+    datasets = ["cuhk03np_detected", "cuhk03np_detected-from-cuhk01", "cuhk03np_detected"]
+    pd.DataFrame({**real, "dataset": datasets}).to_csv(tmp_path / "cuhk03np_detected.csv")
+    text = with_real_people(f"{start}\n{end}", tmp_path)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    head, _, *body = lines
+    assert head[0] == "run"
+    assert [title.startswith("from ImageNet") for title in head[1:3]] == [True, True]
+    assert "CUHK01" in head[2] or "cuhk01" in head[2]
+    assert body == [["hhcl-released", "2.1", "9.3", "64.4"]]
 
 
 def test_the_page_of_statistics_shows_what_the_committed_worlds_resolve() -> None:

@@ -94,13 +94,11 @@ def leaderboard(records: Sequence[ResultRecord | NotRunRecord]) -> pd.DataFrame:
     groups: dict[tuple[str, ...], list[Any]] = {}
     for record in records:
         groups.setdefault(tuple(getattr(record.run, name) for name in KEY), []).append(record)
-    rows = [row(group) for group in sorted(groups.values(), key=lambda group: place(group[0]))]
-    main = f"{MAIN.name}_mean"
-    floors = {setting(line): line[main] for line in rows if line["method"] == FLOOR}
-    for line in rows:
-        floor = floors.get(setting(line))
-        known = floor is not None and line[main] is not None
-        line["gain_over_warm_start"] = line[main] - floor if known else None
+    ordered = sorted(groups.values(), key=lambda group: place(group[0]))
+    rows = [row(group) for group in ordered]
+    floors = {setting(line): group for line, group in zip(rows, ordered, strict=True) if line["method"] == FLOOR}
+    for line, group in zip(rows, ordered, strict=True):
+        line["gain_over_warm_start"] = gain(group, floors.get(setting(line), []))
     table = pd.DataFrame(rows, columns=[*COLUMNS, ADAPTIVE]).astype({"worlds": "Int64"})
     return table if table[ADAPTIVE].any() else table[COLUMNS]
 
@@ -192,8 +190,22 @@ def result_row(group: Sequence[ResultRecord], wanted: int) -> dict[str, Any]:
     }
 
 
+def gain(group: Sequence[Any], floor: Sequence[Any]) -> float | None:
+    """Points of the main figure above the warm start, over the worlds or seeds that finished of both."""
+    ours, starts = (
+        by_replicate([record for record in records if record.status == "ok"], "last", MAIN.name)
+        for records in (group, floor)
+    )
+    return mean([ours[key] - starts[key] for key in ours if key in starts])
+
+
 def per_replicate(records: Sequence[ResultRecord], selection: str, name: str) -> list[float]:
-    """A figure of each replicate in percent; empty where the protocol has no such figure.
+    """The values of ``by_replicate``."""
+    return list(by_replicate(records, selection, name).values())
+
+
+def by_replicate(records: Sequence[ResultRecord], selection: str, name: str) -> dict[int, float]:
+    """A figure of each replicate in percent, by its number; empty where the protocol has no such figure.
 
     A world's is the mean over its seeds; without worlds, a seed's is the mean over the folds of its dataset.
     """
@@ -204,7 +216,7 @@ def per_replicate(records: Sequence[ResultRecord], selection: str, name: str) ->
         if value is not None:
             replicate = record.seed if record.world is None else record.world
             replicates.setdefault(replicate, []).append(scale * value)
-    return [float(np.mean(values)) for values in replicates.values()]
+    return {replicate: float(np.mean(values)) for replicate, values in replicates.items()}
 
 
 def missing_folds(group: Sequence[ResultRecord]) -> str | None:

@@ -16,6 +16,7 @@ from scipy.stats import ttest_1samp
 
 from pipeline import evaluate, train
 from pipeline.jobs import Job
+from pipeline.params import read_params
 from reports import compare, leaderboard, statistics, table
 from reports.published import read_published
 from reports.record import read_result
@@ -158,6 +159,17 @@ def test_a_method_that_lacks_a_world_is_compared_in_those_that_both_have(here: P
     write_result("hhcl", 0, aps(0.6), PEOPLE, world=3, fingerprint="another size")
     row = pair(compare_worlds(params), "hhcl", "cluster_contrast")
     assert "hhcl world 3 seed 0 was tested on other data than cluster_contrast" in row["verdict"]
+
+
+def test_the_gain_is_over_the_warm_starts_of_the_worlds_that_a_row_has(here: Path) -> None:
+    for world, (start, level) in enumerate([(0.3, 0.5), (0.4, 0.7), (0.8, None)]):
+        write_result("warm_start", 0, np.full(len(PEOPLE), start), PEOPLE, world=world)
+        if level is not None:
+            write_result("hhcl", 0, np.full(len(PEOPLE), level), PEOPLE, world=world)
+    params = read_params(write_params(here, ["warm_start", "hhcl"], [0], range(3)))
+    rows = table.leaderboard([result.record for result in table.read_results(params)]).set_index("method")
+    assert rows.loc["hhcl", "gain_over_warm_start"] == pytest.approx((20 + 30) / 2)
+    assert rows.loc["warm_start", "gain_over_warm_start"] == 0
 
 
 def test_ranks_are_those_that_no_resolved_pair_excludes_and_the_bounds_have_none(here: Path) -> None:

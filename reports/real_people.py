@@ -14,6 +14,7 @@ import pandas as pd
 import datasets
 import methods
 from core.files import write_csv, write_text
+from evaluation import metrics
 from pipeline import cli
 from pipeline.records import ResultRecord
 from reports import correlation, reference
@@ -98,7 +99,8 @@ def papers(table: pd.DataFrame) -> str:
     targets = {datasets.split_pair(name)[0] for name in table["dataset"]}
     lines = [
         {"method": method, "variant": row.variant, "backbone": row.backbone, "dataset": row.dataset}
-        | {"mAP": number(row.figure(MAIN.name)), "rank-1": number(row.figure("rank1")), "source": row.source}
+        | {metric.title: number(row.figure(metric.name), metric.form) for metric in metrics.JUDGES}
+        | {"source": row.source}
         for method in methods.available()
         for row in published_rows(method)
         if row.dataset in targets and row.figure(MAIN.name) is not None

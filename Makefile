@@ -32,9 +32,11 @@ ablation: $(READY)
 test: $(READY)
 	python -m pytest
 
-# Kills every stage at every file event and compares what its rerun writes; the figures go to docs/reliability.md.
+# Kills every stage at every file event and compares what its rerun writes; the figures go to docs/reliability.md. Then
+# trains every ablation row of every method, of which `make test` samples.
 torture: $(READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m tests.torture --jobs 2 --out docs/reliability.md
+	WHOLE_ABLATIONS=1 python -m pytest tests/reports/test_ablation.py
 
 lint: $(READY)
 	ruff check .

@@ -132,7 +132,7 @@ def six_columns(rows: pd.DataFrame) -> str:
             MAIN.title: [status if pd.isna(mean) else number(mean) for mean, status in met],
             "less its baseline [95 % interval]": against(rows),
             "cameras": text_or_dash(rows["camera_use"]),
-            "fidelity": text_or_dash(rows["fidelity"]),
+            "fidelity": [text.partition(":")[0] for text in text_or_dash(rows["fidelity"])],  # the page has the rest
         }
     )
 

@@ -87,6 +87,8 @@ def with_six_columns(text: str, reference: Path) -> str:
         plain = rows.drop(adapted.index)
         parts.append(f"**{dataset}**, profile `{profile}`, {told_counts(plain)}:\n\n{six_columns(plain)}")
         if len(adapted):
+            own = adapted["baseline"] == SOURCE_ALONE  # which itself has another baseline
+            adapted = adapted.assign(difference=adapted["difference"].where(own))
             parts.append(
                 f"Domain-adaptive, {told_counts(adapted)}, baseline: {SOURCE_ALONE}:\n\n{six_columns(adapted)}"
             )

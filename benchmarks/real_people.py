@@ -103,9 +103,8 @@ def embedded(start: str, written: Mapping[str, Any], mirrored: bool) -> Tensor:
     run = resolve_run(FLOOR, start, written["profile"], backbone=written["backbone"])
     initial = read_initial(initial_folder(start, run.backbone, 0))
     method = build_method(run, Sizes(1), Streams(0), initial).eval()
-    pixels = load_images(
-        read_manifest(data_folder(start)), "train", run.config.input.height, run.config.input.width, CACHE
-    )
+    size = run.config.input
+    pixels = torch.from_numpy(load_images(read_manifest(data_folder(start)), "train", size.height, size.width, CACHE))
     group = distributed.start("cpu")
     store = ImageStore(pixels.flip(-1) if mirrored else pixels, group.device)
     return embed_all(method, store, run.config, (initial.mean, initial.std), group)["feature"]

@@ -15,7 +15,7 @@ from core import augment
 from core.augment import Augment, Blur, normalise
 from core.config import Config
 from core.distributed import ProcessGroup, merge_chunks
-from core.images import ImageStore
+from core.images import ImageStore, reading_ahead
 from core.precision import autocast, weights_dtype
 from core.timing import PhaseTimer
 
@@ -322,12 +322,13 @@ def extract(
     Chunks are shared out over the ranks whole, so that the result does not depend on how many there are. Touches no
     random stream.
     """
-    starts = range(0, len(images), batch)
-    mine = [(number, start) for number, start in enumerate(starts) if number % group.size == group.rank]
+    parts = torch.arange(len(images)).split(batch)
+    mine = range(group.rank, len(parts), group.size)
+    rows_in_turn = reading_ahead((parts[number] for number in mine), images)
     chunks: dict[int, dict[str, Tensor]] = {}
     with torch.no_grad():
-        for number, start in tqdm(mine, desc=describe, disable=describe is None, leave=False):
-            rows = torch.arange(start, min(start + batch, len(images)))
+        bar = tqdm(rows_in_turn, describe, len(mine), disable=describe is None, leave=False)
+        for number, rows in zip(mine, bar, strict=True):
             chunks[number] = embed(images.batch(rows), rows)
-    merged = merge_chunks(chunks, len(starts), group)
+    merged = merge_chunks(chunks, len(parts), group)
     return {name: torch.cat([chunk[name] for chunk in merged]) for name in merged[0]}

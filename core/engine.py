@@ -20,6 +20,7 @@ from core.config import Config, Optimiser, Schedule
 from core.data import Batch, Labels, Pixels, TrainingData
 from core.distributed import ProcessGroup, from_main, gather_outputs, share_buffers, wait
 from core.errors import UserError
+from core.images import reading_ahead
 from core.method import Method
 from core.neighbors import NonFiniteFeatures
 from core.precision import autocast, weights_dtype
@@ -222,21 +223,25 @@ class Trainer:
                 raise RunFailed(f"the sampler gave no batch in epoch {epoch + 1}")
 
     def _source_batches(self, epoch: int) -> Iterator[np.ndarray]:
-        """Batches of the source without end, passing over it again and again; none where the method has no source."""
-        if self.data.source is None:
-            return
+        """Batches of the source without end; none where the method has no source."""
+        source = self.data.source
+        return iter(()) if source is None else reading_ahead(self._passes_over(source, epoch), source.images)
+
+    def _passes_over(self, source: TrainingData, epoch: int) -> Iterator[np.ndarray]:
+        """Batches of the source, passing over it again and again."""
         rng = self.streams.numpy("source sampler", epoch)
         given, before = 0, -1
         while given > before:
             before = given
-            for rows in self.method.source_batches(self.data.source, rng):
+            for rows in self.method.source_batches(source, rng):
                 yield rows
                 given += 1
         raise RunFailed(f"the sampler gave no batch of the source in epoch {epoch + 1}")
 
     def _progress_bar(self, epoch: int, batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         title = f"epoch {epoch + 1}/{self.config.schedule.epochs} train"
-        bar: Iterator[np.ndarray] = iter(tqdm(batches, title, leave=False, disable=not self.group.main))
+        rows = reading_ahead(batches, self.data.images)
+        bar: Iterator[np.ndarray] = iter(tqdm(rows, title, len(batches), leave=False, disable=not self.group.main))
         return bar
 
     def _step(self, step: Step, rows: np.ndarray, labels: Labels) -> dict[str, float]:

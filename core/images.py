@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
+import mmap
 import os
 import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from core.files import replacing
 from core.manifest import Manifest, ManifestError
 
 LISTED = 50  # problems that a message lists
+Rows = TypeVar("Rows", NDArray[np.int64], Tensor)  # of a split, as a batch names its images
 WIDE_MODES = ("I", "F")  # Pillow's pixels of more than 8 bits; their conversion to RGB clips at 255
 
 
@@ -71,11 +74,11 @@ def load_images(
     width: int,
     cache: Path | None = None,
     progress: bool = True,
-) -> Tensor:
+) -> NDArray[np.uint8]:
     """All images of a split as uint8 (N, 3, height, width), in manifest order.
 
     Converted to RGB and resized by Pillow's bicubic filter, as torchvision's Resize does. With a
-    ``cache`` folder the result is kept as ``.npy`` and memory-mapped, so that N images need no
+    ``cache`` folder the result is kept as ``.npy`` and memory-mapped (``np.memmap``), so that N images need no
     N images of memory. Raises UnreadableImages with every image that fails, and ManifestError when their folder is
     gone.
     """
@@ -93,7 +96,7 @@ def load_images(
             images[row] = pixels.transpose(2, 0, 1)
 
         _decode(paths, keep, (height, width), progress)
-        return torch.from_numpy(images)
+        return images
     file = cache / f"{manifest.name}-{split}-{_cache_key(manifest, split, height, width)}.npy"
     stored = _open_cache(file, shape)
     if stored is None:
@@ -101,7 +104,7 @@ def load_images(
         stored = _open_cache(file, shape)
     if stored is None:
         raise OSError(f"{file} cannot be read back after writing it; is the disk full or failing?")
-    return torch.from_numpy(stored)
+    return stored
 
 
 class ImageStore:
@@ -109,14 +112,22 @@ class ImageStore:
 
     headroom: share of the device's free memory that must stay free for training. Host images reach
     a CUDA device through a pinned staging buffer per batch; pinning the whole split would lock
-    memory without making the gather, which the host does, any faster.
+    memory without making the gather, which the host does, any faster. Images that are mapped from a file
+    (``np.memmap``) may be more than the host's memory: what is asked for is read then, or before, by ``read_ahead``.
     """
 
-    def __init__(self, images: Tensor, device: torch.device, headroom: float = 0.5) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"an image store holds uint8 (N, 3, H, W), not {images.dtype} {tuple(images.shape)}")
+    def __init__(self, images: Tensor | NDArray[np.uint8], device: torch.device, headroom: float = 0.5) -> None:
+        pixels = torch.as_tensor(images)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"an image store holds uint8 (N, 3, H, W), not {pixels.dtype} {tuple(pixels.shape)}")
         self.device = device
-        self.images = images.to(device) if fits(images.nbytes, device, headroom) else images
+        self.images = pixels.to(device) if fits(pixels.nbytes, device, headroom) else pixels
+        self._file: mmap.mmap | None = None
+        self._first = 0
+        advised = self.images.device.type == "cpu" and hasattr(mmap, "MADV_WILLNEED")  # Windows lacks it
+        # The base of a part of a mapped array is that array: rows of it would be sought in the wrong place.
+        if advised and isinstance(images, np.memmap) and isinstance(images.base, mmap.mmap):
+            self._file, self._first = images.base, images.offset % mmap.ALLOCATIONGRANULARITY
 
     def __len__(self) -> int:
         return len(self.images)
@@ -134,6 +145,36 @@ class ImageStore:
             torch.index_select(self.images, 0, indices, out=staging)
             return staging.to(self.device, non_blocking=True)
         return self.images.index_select(0, indices).to(self.device)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether ``read_ahead`` does anything: the images are in a file, and the system takes advice on it."""
+        return self._file is not None
+
+    def read_ahead(self, indices: NDArray[np.int64] | Tensor) -> None:
+        """Have the system read these images (B,) from their file meanwhile; nothing where they are in memory anyway.
+
+        It is advice: the pixels that ``batch`` gives are the same with and without.
+        """
+        if self._file is None:
+            return
+        size = self.images[0].nbytes
+        for row in indices.tolist():
+            start = self._first + row * size
+            page = start - start % mmap.PAGESIZE
+            self._file.madvise(mmap.MADV_WILLNEED, page, start + size - page)
+
+
+def reading_ahead(batches: Iterable[Rows], images: ImageStore) -> Iterator[Rows]:
+    """The ``batches``, rows of ``images``; while one is worked on, those of the next are read."""
+    waiting: Rows | None = None
+    for rows in batches:
+        images.read_ahead(rows)
+        if waiting is not None:
+            yield waiting
+        waiting = rows
+    if waiting is not None:
+        yield waiting
 
 
 def fits(size: int, device: torch.device, headroom: float) -> bool:

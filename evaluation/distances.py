@@ -18,6 +18,7 @@ from core.precision import full_precision
 # above it, in the precision of the features. Rounding may swap neighbours in a ranking, so
 # exactness is taken where it is cheap.
 DOUBLE_LIMIT = 2**35
+COMPARED = 8  # columns that tell most rows apart, before whole rows are compared
 
 DistanceBlock = Callable[[slice], "np.ndarray | Tensor"]
 
@@ -92,16 +93,21 @@ def inner_products(left: Tensor, right: Tensor) -> np.ndarray:
 
 def distinct_rows(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Of ``features`` (N, D): first row (U,) of each group of equal rows, and the groups (N,)."""
-    groups: dict[bytes, int] = {}
-    first: list[int] = []
-    group = np.empty(len(features), dtype=np.int64)
-    for index, row in enumerate(features.cpu().numpy()):
+    matrix = features.cpu().numpy()
+    earliest = np.arange(len(matrix))  # the first row that is equal to each
+    seen: dict[bytes, int] = {}
+    for index in np.flatnonzero(_alike(matrix[:, :: -(-matrix.shape[1] // COMPARED)])).tolist():
         # + 0.0 turns -0.0, which equals 0.0 but differs from it in memory, into 0.0.
-        key = hashlib.blake2b((row + 0.0).data, digest_size=16).digest()
-        group[index] = groups.setdefault(key, len(groups))
-        if group[index] == len(first):
-            first.append(index)
-    return np.array(first, dtype=np.int64), group
+        key = hashlib.blake2b((matrix[index] + 0.0).data, digest_size=16).digest()
+        earliest[index] = seen.setdefault(key, index)
+    first = np.flatnonzero(earliest == np.arange(len(matrix)))
+    return first, np.searchsorted(first, earliest)
+
+
+def _alike(rows: np.ndarray) -> np.ndarray:
+    """(N,) whether another row of ``rows`` (N, d) is equal."""
+    _, group, members = np.unique(rows + 0.0, axis=0, return_inverse=True, return_counts=True)
+    return members[group.reshape(-1)] > 1
 
 
 def checked_labels(name: str, ids: np.ndarray, cameras: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +138,9 @@ def checked_block(block: np.ndarray | Tensor, queries: range, gallery: int) -> n
         )
     if distance.dtype != np.float64:
         distance = distance.astype(np.float32, copy=False)
-    bad = np.flatnonzero(~np.isfinite(distance).all(axis=1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        doubtful = np.flatnonzero(~np.isfinite(distance.sum(axis=1)))
+    bad = doubtful[(~np.isfinite(distance[doubtful])).any(axis=1)]
     if len(bad):
         raise EvaluationError(f"the distances of query {queries[bad[0]]} hold NaN or infinite values")
     return distance
@@ -148,7 +156,9 @@ def _features(name: str, features: np.ndarray | Tensor) -> Tensor:
         raise EvaluationError(f"{name}_features must have shape (images, dimensions), it has {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.float64)
-    bad = (~torch.isfinite(tensor)).any(dim=1).nonzero().flatten().tolist()
+    # A sum is finite only if all of its terms are; where it is not, they are looked at one by one.
+    doubtful = (~torch.isfinite(tensor.sum(dim=1))).nonzero().flatten()
+    bad = doubtful[(~torch.isfinite(tensor[doubtful])).any(dim=1)].tolist()
     if bad:
         raise EvaluationError(f"{name}_features holds NaN or infinite values in {len(bad)} rows, first row {bad[0]}")
     return tensor.detach()

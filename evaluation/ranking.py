@@ -23,7 +23,8 @@ from evaluation import metrics
 from evaluation.distances import DistanceBlock, EvaluationError, checked_block, checked_labels, euclidean_blocks
 
 CMC_RANKS = 50
-CHUNK = 256  # queries per block: 16 MB of float32 distances for the Market-1501 gallery
+BLOCK_ELEMENTS = 2**25  # distances held at once: 128 MB in float32
+TASK = 16  # queries that a thread ranks before it takes the next
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,23 @@ def hit_ranks(distance: np.ndarray, hits: np.ndarray, excluded: np.ndarray) -> n
     """Ranks (P,), from 1 and ascending, of the gallery indices ``hits`` (P,) by ``distance`` (G,).
 
     ``excluded`` (E,) indices take no rank. Sorting values alone is several times faster than an
-    argsort, so gallery order is consulted only where a hit shares its distance with another entry.
+    argsort, so gallery order is consulted only where a hit shares its distance with another entry. What is farther than
+    the last hit is not sorted.
     """
     ranked = distance.copy()
     ranked[excluded] = np.inf
-    ordered = np.sort(ranked)
     wanted = ranked[hits]
+    ordered = np.sort(ranked[ranked <= wanted.max()])
     closer = np.searchsorted(ordered, wanted, side="left")
     tied = np.searchsorted(ordered, wanted, side="right") - closer > 1
     for k in np.flatnonzero(tied):
         closer[k] += np.count_nonzero(ranked[: hits[k]] == wanted[k])
     return np.sort(closer) + 1
+
+
+def block_rows(gallery: int) -> int:
+    """Queries whose distances to ``gallery`` images are held at once."""
+    return max(1, BLOCK_ELEMENTS // gallery)
 
 
 def evaluate_ranking(
@@ -92,12 +99,12 @@ def evaluate_ranking(
     gallery_ids: np.ndarray,
     query_cameras: np.ndarray,
     gallery_cameras: np.ndarray,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Scores:
     """Score a ranking given in blocks: ``distance_block(rows)`` is the distances (q, G) of queries.
 
-    Distances may be negative (similarities with their sign turned). One block is held at a time, so
-    memory grows with chunk x G only. Raises EvaluationError for malformed labels or distances, or
+    Distances may be negative (similarities with their sign turned). One block is held at a time, of ``chunk`` queries
+    or, by default, of about BLOCK_ELEMENTS distances. Raises EvaluationError for malformed labels or distances, or
     when no query has a match.
     """
     query_ids, query_cameras = checked_labels("query", query_ids, query_cameras)
@@ -123,12 +130,18 @@ def evaluate_ranking(
             **_query_scores(ranks),
         }
 
+    def score_some(queries: range, block: np.ndarray) -> list[dict[str, float | int] | None]:
+        return [score(query, distance) for query, distance in zip(queries, block, strict=True)]
+
     rows: list[dict[str, float | int] | None] = []
+    step = chunk or block_rows(len(gallery_ids))
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # np.sort releases the interpreter lock
-        for start in range(0, len(query_ids), chunk):
-            queries = range(start, min(start + chunk, len(query_ids)))
+        for start in range(0, len(query_ids), step):
+            queries = range(start, min(start + step, len(query_ids)))
             block = checked_block(distance_block(slice(start, queries.stop)), queries, len(gallery_ids))
-            rows.extend(pool.map(score, queries, block))
+            tasks = [slice(first, first + TASK) for first in range(0, len(queries), TASK)]
+            for found in pool.map(score_some, [queries[task] for task in tasks], [block[task] for task in tasks]):
+                rows.extend(found)
     return _collect(rows)
 
 
@@ -170,7 +183,7 @@ def evaluate_features(
     gallery_cameras: np.ndarray,
     *,
     normalise: bool = False,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Scores:
     """Score features (Q, D) and (G, D) by Euclidean distance, after L2 if ``normalise``."""
     for name, features, ids in (("query", query, query_ids), ("gallery", gallery, gallery_ids)):

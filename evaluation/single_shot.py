@@ -10,7 +10,7 @@ import pandas as pd
 from core.manifest import UNKNOWN
 from evaluation import metrics
 from evaluation.distances import DistanceBlock, EvaluationError, checked_block, checked_labels
-from evaluation.ranking import CHUNK, CMC_RANKS
+from evaluation.ranking import CMC_RANKS, block_rows
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def evaluate_single_shot(
     gallery_cameras: np.ndarray,
     draws: int,
     rng: np.random.Generator,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> SingleShotScores:
     """Rank each query against ``draws`` galleries of one random image per person.
 
@@ -54,8 +54,9 @@ def evaluate_single_shot(
         for camera in np.unique(query_cameras).tolist()
     }
     ranks = np.zeros((len(query_ids), draws), dtype=np.int64)  # 0: no match in the gallery
-    for start in range(0, len(query_ids), chunk):
-        queries = np.arange(start, min(start + chunk, len(query_ids)))
+    step = chunk or block_rows(len(gallery_ids))
+    for start in range(0, len(query_ids), step):
+        queries = np.arange(start, min(start + step, len(query_ids)))
         block = distance_block(slice(start, start + len(queries)))
         distance = checked_block(block, range(start, start + len(queries)), len(gallery_ids))
         for camera, (people, picks) in galleries.items():

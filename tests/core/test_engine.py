@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +14,12 @@ import torch
 from core.config import Optimiser, Schedule
 from core.data import Labels, Needs, TrainingData, UndeclaredAccess
 from core.distributed import ProcessGroup
-from core.engine import Step, build_optimiser, rate_factor, set_decay
+from core.engine import Step, Trainer, build_optimiser, rate_factor, set_decay
 from core.images import ImageStore
 from core.rng import Streams
 from core.timing import PhaseTimer
+from tests.replay.record import Record
+from tests.replay.runs import replay, runs_of
 
 CPU = torch.device("cpu")
 
@@ -148,3 +152,31 @@ def test_a_stream_depends_on_seed_name_and_epoch_and_on_nothing_else() -> None:
     }
     assert len(draws) == 4
     assert Streams(5).numpy("s").integers(2**60) == Streams(5).numpy("s").integers(2**60)
+
+
+def test_images_are_read_ahead_of_extraction_and_of_every_step_with_its_source(monkeypatch) -> None:
+    """In training, what ``batch`` gives is among the last two batches that were announced: this and the next."""
+    announced: defaultdict[ImageStore, deque[set[int]]] = defaultdict(lambda: deque(maxlen=2))
+    stores, steps = set(), []
+    give, begin = ImageStore.batch, Trainer._batches
+
+    def announce(store: ImageStore, rows: np.ndarray | torch.Tensor) -> None:
+        stores.add(store)
+        announced[store].append(set(rows.tolist()))
+
+    def check(store: ImageStore, rows: torch.Tensor) -> torch.Tensor:
+        assert not steps or set(rows.tolist()) <= set().union(*announced[store])
+        return give(store, rows)
+
+    def forget(trainer: Trainer, epoch: int, labels: Labels) -> Iterator[np.ndarray]:
+        announced.clear()  # of the extraction
+        for rows in begin(trainer, epoch, labels):
+            steps.append(rows)
+            yield rows
+
+    monkeypatch.setattr(ImageStore, "read_ahead", announce)
+    monkeypatch.setattr(ImageStore, "batch", check)
+    monkeypatch.setattr(Trainer, "_batches", forget)
+    replay(runs_of("sal")[0], Record())
+    assert steps
+    assert len(stores) == 4  # train, source, query and gallery

@@ -1,4 +1,6 @@
 import errno
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from torchvision.transforms import InterpolationMode, Resize
 from torchvision.transforms.functional import pil_to_tensor
 
 from core import images as images_module
-from core.images import ImageStore, UnreadableImages, find_unreadable, fits, load_images
+from core.images import ImageStore, UnreadableImages, find_unreadable, fits, load_images, reading_ahead
 from core.manifest import Manifest, build_manifest
 
 SIZES = [(40, 20), (64, 32), (33, 47), (128, 64), (50, 25), (20, 20)]
@@ -33,7 +35,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def load(manifest: Manifest, cache: Path | None = None) -> torch.Tensor:
-    return load_images(manifest, "train", 32, 16, cache, progress=False)
+    return torch.from_numpy(load_images(manifest, "train", 32, 16, cache, progress=False))
 
 
 def expected(manifest: Manifest) -> torch.Tensor:
@@ -174,6 +176,64 @@ def test_store_gives_the_asked_images_in_the_asked_order(manifest):
 def test_store_refuses_anything_but_uint8_images():
     with pytest.raises(ValueError, match="uint8"):
         ImageStore(torch.zeros(4, 3, 8, 8), torch.device("cpu"))
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> np.memmap:
+    """40 images of 96 KiB, each full of its own number, mapped from a file of which nothing is in memory."""
+    file = tmp_path / "images.npy"
+    np.save(file, np.repeat(np.arange(40, dtype=np.uint8), 3 * 256 * 128).reshape(40, 3, 256, 128))
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return np.load(file, mmap_mode="c")
+
+
+def in_memory(mapped: np.memmap, row: int) -> bool:
+    """Whether all pages of an image can be read from its file without waiting for the disk."""
+    descriptor = os.open(mapped.filename, os.O_RDONLY)
+    size = mapped[0].nbytes
+    try:
+        read = os.preadv(descriptor, [bytearray(size)], mapped.offset + row * size, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return read == size
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="asks Linux what is in memory")
+def test_a_mapped_store_reads_the_announced_images_before_they_are_asked_for(mapped):
+    store = ImageStore(mapped, torch.device("cpu"))
+    if in_memory(mapped, 20):
+        pytest.skip("this file system keeps its files in memory")
+    store.read_ahead(torch.tensor([20, 3]))
+    deadline = time.monotonic() + 20
+    while not (in_memory(mapped, 20) and in_memory(mapped, 3)):
+        assert time.monotonic() < deadline, "the announced images were not read"
+        time.sleep(0.01)
+    assert not all(in_memory(mapped, row) for row in range(len(mapped)))
+    assert torch.equal(store.batch(torch.tensor([20, 30]))[:, 0, 0, 0], torch.tensor([20, 30], dtype=torch.uint8))
+
+
+def test_nothing_is_read_ahead_of_images_in_memory_or_of_a_part_of_a_file(mapped):
+    for images in (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), np.array(mapped), mapped[4:]):
+        store = ImageStore(images, torch.device("cpu"))
+        assert not store.reads_ahead
+        store.read_ahead(torch.tensor([0]))
+    assert ImageStore(mapped, torch.device("cpu")).reads_ahead
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_every_batch_is_announced_before_the_one_in_front_of_it_is_given(count):
+    events = []
+    announcing = type("Announcing", (), {"read_ahead": lambda self, rows: events.append(("announced", rows))})()
+    for rows in reading_ahead(range(count), announcing):
+        events.append(("given", rows))
+    assert [rows for event, rows in events if event == "given"] == list(range(count))
+    for number in range(count):
+        announced = events.index(("announced", number))
+        assert announced < events.index(("given", max(number - 1, 0)))
 
 
 def test_images_fit_on_a_gpu_only_with_headroom(monkeypatch):

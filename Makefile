@@ -29,8 +29,9 @@ report: $(READY)
 ablation: $(READY)
 	python -m pipeline.ablation --method $(METHOD) $(if $(SEEDS),--seeds $(SEEDS))
 
+# As many processes as cores, four at most: a process takes up to 2 GB. A module's tests share one, and its fixtures.
 test: $(READY)
-	python -m pytest
+	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Kills every stage at every file event and compares what its rerun writes; the figures go to docs/reliability.md. Then
 # trains every ablation row of every method, of which `make test` samples.

@@ -1,8 +1,8 @@
 """Images per second of every method's training beside a bare loop: `python -m benchmarks.training`.
 
 Works in a folder with the data and the warm starts of `make leaderboard`. Each run of params.yaml trains for two epochs
-of a few steps; the second is timed. Then the same backbone is trained without any method, by as many images a step:
-forward, a mean for a loss, backward, a step of SGD. `--table` writes the rows into docs/scale.md.
+of a few steps; the second is timed. Before and after, the same backbone is trained without any method, by as many
+images a step: forward, a mean for a loss, backward, a step of SGD. `--table` writes the rows into docs/scale.md.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure every run of the first dataset, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, default=ROOT / "params.yaml")
+    parser.add_argument("--runs", nargs="+", help="some of the listed runs, by name; default: all")
     parser.add_argument("--steps", type=int, default=20, help="steps of the timed epoch, and of that before it")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16: the latter two on CUDA only")
@@ -65,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = [f"input.height={options.size[0]}", f"input.width={options.size[1]}"] if options.size else []
     changes = [f"precision={options.precision}", "schedule.epochs=2", f"schedule.iterations={options.steps}", *size]
     for job in jobs(params):
-        if job.dataset == params.datasets[0] and job.seed == params.seeds[0] and job.run not in UNTRAINED:
+        asked = job.run in (options.runs or [job.run]) and job.run not in UNTRAINED
+        if asked and job.dataset == params.datasets[0] and job.seed == params.seeds[0]:
             row = {"device": name_of(group), "threads": params.threads} | measure(job, params, changes, group)
             pd.DataFrame([row]).to_csv(options.rows, mode="a", header=not options.rows.exists(), index=False)
             print(row, flush=True)
@@ -85,15 +87,16 @@ def measure(job: Job, params: Params, changes: Sequence[str], group: ProcessGrou
     needs = methods.load(run.trains).needs(run.config)
     data, sizes = training_data(run, manifest, needs, initial, group, CACHE)
     method = build_method(run, sizes, Streams(job.seed), initial)
+    steps = run.config.schedule.iterations or 1
+    before = bare_rate(run.config, run.config.sampler.batch, steps, group)
     with tempfile.TemporaryDirectory() as place, counting(method.embedder.backbone) as trained_on:
         checkpoint = Checkpoint(Path(place), {"name": run.name})
         progress = Trainer(method, data, run.config, Streams(job.seed), checkpoint, group).fit()
     if progress.failure or len(progress.history) < 2:
         raise UserError(f"{job.name} cannot be measured: {progress.failure or 'it ended early'}")
-    steps = run.config.schedule.iterations or 1
     batch = sum(trained_on) // (2 * steps)
     rate = batch * steps / progress.history[-1]["seconds_train"]
-    bare = bare_rate(run.config, batch, steps, group)
+    bare = (before + bare_rate(run.config, batch, steps, group)) / 2
     return {
         "run": job.run,
         "backbone": job.backbone,

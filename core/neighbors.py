@@ -113,14 +113,26 @@ def _resolve(backend: str, device: torch.device) -> str:
     return backend
 
 
+def search_devices(bank: Tensor) -> list[torch.device]:
+    """Where blocks of queries are searched: the device of the features, and other CUDA devices that can hold them."""
+    own = bank.device
+    others = range(torch.cuda.device_count()) if own.type == "cuda" else ()
+    needed = bank.nbytes + 4 * 4 * BLOCK_ELEMENTS  # a block of similarities, and as much again for its sorting
+    named = [torch.device("cuda", index) for index in others if index != (own.index or 0)]
+    return [own, *(device for device in named if torch.cuda.mem_get_info(device)[0] > needed)]
+
+
 def _torch_search(probe: Tensor, bank: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks are dealt out over the devices, which work at the same time: a block is waited for at the end."""
+    banks = [bank.to(device) for device in search_devices(bank)]
     found = []
     with full_precision(bank.device):
-        for rows in row_blocks(len(probe), len(bank)):
-            found.append((probe[rows] @ bank.T).topk(k, dim=1))
-    similarity = torch.cat([block.values for block in found])
-    index = torch.cat([block.indices for block in found])
-    return similarity.cpu().numpy(), index.cpu().numpy()
+        for number, rows in enumerate(row_blocks(len(probe), len(bank))):
+            mine = banks[number % len(banks)]
+            found.append((probe[rows].to(mine.device) @ mine.T).topk(k, dim=1))
+    similarity = torch.cat([block.values.cpu() for block in found])
+    index = torch.cat([block.indices.cpu() for block in found])
+    return similarity.numpy(), index.numpy()
 
 
 def _faiss_search(probe: Tensor, bank: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -185,7 +185,8 @@ def mapped(tmp_path: Path) -> np.memmap:
     np.save(file, np.repeat(np.arange(40, dtype=np.uint8), 3 * 256 * 128).reshape(40, 3, 256, 128))
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return np.load(file, mmap_mode="c")
 
 

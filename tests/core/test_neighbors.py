@@ -42,6 +42,25 @@ def test_neighbors_are_those_of_a_full_sort(backend, count, dimensions, k):
     np.testing.assert_allclose(similarity, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_blocks_of_queries_that_several_devices_search_are_put_together_in_order(monkeypatch):
+    features = unit_features(500, 16)
+    alone = knn(features, 7, backend="torch")
+    monkeypatch.setattr(neighbors, "BLOCK_ELEMENTS", 500 * 64)
+    monkeypatch.setattr(neighbors, "search_devices", lambda bank: [bank.device] * 3)
+    together = knn(features, 7, backend="torch")
+    np.testing.assert_array_equal(together[1], alone[1])
+    np.testing.assert_allclose(together[0], alone[0], rtol=1e-6)
+
+
+def test_other_cuda_devices_search_too_where_they_have_room(monkeypatch):
+    free = {0: 0, 1: 10**12, 2: 1000, 3: 10**12}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device.index], 10**12))
+    bank = type("Bank", (), {"device": torch.device("cuda", 0), "nbytes": 10**6})()
+    assert [device.index for device in neighbors.search_devices(bank)] == [0, 1, 3]
+    assert neighbors.search_devices(torch.zeros(2, 2)) == [torch.device("cpu")]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_separate_queries_search_among_the_features(backend):
     features, queries = unit_features(120, 8), unit_features(30, 8, seed=1)

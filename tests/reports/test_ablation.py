@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,13 @@ import yaml
 import methods
 from core.config import ConfigError
 from core.validation import read
-from pipeline import ablation
-from pipeline.jobs import ROOT, Job, jobs
+from pipeline import ablation, sweep
+from pipeline.jobs import Job, jobs
 from pipeline.layers import method_config
 from pipeline.params import Params
+from pipeline.processes import Step
 from pipeline.settings import ablation_rows, row_name
+from pipeline.worker import run_steps
 from reports import ablation as tables
 from tests.conftest import TinyWorld
 from tests.reports.synthetic import write_result
@@ -56,11 +58,17 @@ def place(tmp_path_factory: pytest.TempPathFactory, world: TinyWorld) -> Path:
     return folder
 
 
+def in_this_process(work: Mapping[str, Sequence[Step]], parallel: int, device: str) -> dict[str, str]:
+    """What the sweep's processes do, without importing torch for every second of work."""
+    failed = {name: run_steps(steps) for name, steps in work.items()}
+    return {name: f"exit status {code}" for name, code in failed.items() if code}
+
+
 @pytest.fixture
 def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The directory as the working one; child processes find the suite's packages from there."""
+    """The directory as the working one; jobs run in this process (those of processes: tests/pipeline/test_sweep.py)."""
     monkeypatch.chdir(place)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sweep, "run_all", in_this_process)
     yield place
     # The weights of all rows are gigabytes; whether a result is current does not depend on them.
     shutil.rmtree(place / "results/training", ignore_errors=True)

@@ -29,9 +29,10 @@ report: $(READY)
 ablation: $(READY)
 	python -m pipeline.ablation --method $(METHOD) $(if $(SEEDS),--seeds $(SEEDS))
 
-# As many processes as cores, four at most: a process takes up to 2 GB. A module's tests share one, and its fixtures.
+# As many processes as cores, four at most: a process takes up to 2 GB. A module's tests share one, and its fixtures. In
+# the order of the folders: by the number of their tests, the slowest modules would come last.
 test: $(READY)
-	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Kills every stage at every file event and compares what its rerun writes; the figures go to docs/reliability.md. Then
 # trains every ablation row of every method, of which `make test` samples.

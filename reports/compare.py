@@ -28,6 +28,7 @@ NO_CAMERA = "no_cam"  # variant of a baseline that trains without cameras
 BASELINE = "cluster_contrast"  # of a method whose published.yaml names no other, or none that was run
 SOURCE_ALONE = "supervised-source_longer"  # of domain-adaptive rows: not better is nothing learnt of the target
 FEWEST_SEEDS = 3  # for a verdict: intervals from two cover down to 91 times in 100
+FEWEST_WORLDS = 3  # for a verdict: two leave one degree of freedom, and could only weaken Holm's tests of the others
 NUMBERS = ["difference", "low", "high", "p", "p_holm", "probability", "difference_sd", "resolvable"]
 COLUMNS = ["a", "b", *SETTING, "worlds", "seeds", *NUMBERS, "verdict", "family", "selection"]
 TO_BASELINE = ["baseline", *NUMBERS, "verdict"]
@@ -45,7 +46,7 @@ NOTE = (
     "P(A > B): that A wins in a new world, or in a new replicate on new people. "
     "sd: of A - B between worlds, or replicates. "
     f"Resolvable: the true difference that {100 * POWER:.0f} of 100 such tables find at an uncorrected p of {ALPHA}. "
-    "One world or one seed tells trained models apart, not methods: no verdict. "
+    "One world or one seed tells trained models apart, not methods: no verdict. Two are too few for one. "
     "Formulas: `docs/statistics.md`."
 )
 
@@ -135,7 +136,7 @@ def compare_family(family: str, pairs: Sequence[tuple[Cell, Cell]], weights: Sha
     tested = [
         row
         for row, (a, b) in zip(rows, pairs, strict=True)
-        if not (a.bounds or b.bounds) and not np.isnan(row.get("p", np.nan))
+        if not (a.bounds or b.bounds or has_few_worlds(row)) and not np.isnan(row.get("p", np.nan))
     ]
     for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = float(corrected)
@@ -164,11 +165,16 @@ def compare_pair(a: Cell, b: Cell, weights: SharedWeights) -> dict[str, Any]:
     }
 
 
+def has_few_worlds(row: dict[str, Any]) -> bool:
+    """Whether the pair shares fewer worlds than a verdict takes; decided before any difference is known."""
+    return row["worlds"] is not None and row["worlds"] < FEWEST_WORLDS
+
+
 def verdict(row: dict[str, Any]) -> str | None:
     """``better`` or ``worse`` by the corrected p alone, or why there is neither; None outside the family."""
     worlds, seeds = row["worlds"], row["seeds"]
-    if worlds == 1:
-        return "one world"
+    if has_few_worlds(row):
+        return "one world" if worlds == 1 else f"{worlds} worlds are too few"
     if worlds is None and seeds < FEWEST_SEEDS:
         return "one seed: of the trained models only" if seeds == 1 else f"{seeds} seeds are too few"
     if "p_holm" not in row:
@@ -207,12 +213,13 @@ def with_key(table: pd.DataFrame, named: str) -> pd.DataFrame:
 def ranks(comparison: pd.DataFrame) -> pd.DataFrame:
     """KEY and RANKS of every method: the best and the worst rank that no resolved pair of its backbone excludes.
 
-    None where no pair could be tested: one world, one seed, or one method.
+    None where no pair could be tested: too few worlds or seeds, or one method.
     """
     pairs = comparison[comparison["family"].isin(RANKED)]
     rows = []
     for (*setting, _), part in pairs.groupby([*SETTING, "family"], sort=False):
-        if part["p_holm"].isna().all():
+        part = part[part["p_holm"].notna()]
+        if part.empty:
             continue
         names = list(dict.fromkeys([*part["a"], *part["b"]]))
         better = np.zeros((len(names), len(names)), dtype=bool)

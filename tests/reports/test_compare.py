@@ -150,6 +150,22 @@ def test_one_world_has_differences_without_interval_and_verdict(here: Path) -> N
     assert pair(found, "hhcl", "cluster_contrast")["difference"] == pytest.approx(5)
 
 
+def test_a_row_of_two_worlds_has_numbers_but_no_verdict_and_takes_no_part_in_the_tests_of_others(here: Path) -> None:
+    params = in_worlds(4, {"hhcl": [0.01, 0.03, 0.02, 0.04], "hhcl-paper": [0.2, 0.21, 0.2, 0.2]})
+    for world in (2, 3):
+        shutil.rmtree(f"results/runs/hhcl-paper-rendered-{world}-resnet18_half-0")
+    found = compare_worlds(params)
+    few, alone = (pair(found, name, "cluster_contrast") for name in ("hhcl-paper", "hhcl"))
+    assert few["verdict"] == "2 worlds are too few"
+    assert few["p"] < 0.05
+    assert np.isnan(few["p_holm"])
+    assert alone["p_holm"] == alone["p"]
+    assert leaderboard.main(["--params", str(params), "--out", "results"]) == 0
+    board = pd.read_csv("results/leaderboard.csv").set_index(["method", "variant"])
+    assert board.loc[("hhcl", "released"), "rank_high"] <= 2
+    assert np.isnan(board.loc[("hhcl", "paper"), "rank_low"])
+
+
 def test_a_method_that_lacks_a_world_is_compared_in_those_that_both_have(here: Path) -> None:
     params = in_worlds(4, {"hhcl": [0.01, 0.03, 0.02, 0.3]})
     shutil.rmtree("results/runs/hhcl-rendered-3-resnet18_half-0")

@@ -170,15 +170,15 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 
     The kernel ends BLUR_REACH pixels from its centre; beyond the border, the border's pixels go on.
     """
-    batch, channels, height, width = images.shape
+    height, width = images.shape[-2:]
     squares = torch.arange(-BLUR_REACH, BLUR_REACH + 1, device=images.device).square()
     # The bound makes one pixel of the kernel of a sigma of 0.
-    kernels = torch.softmax(-squares / (2 * sigma[:, None].square()).clamp(min=1e-4), dim=1)
-    kernels = kernels.to(images.dtype).repeat_interleave(channels, dim=0)[:, None]
-    planes = F.pad(images, [BLUR_REACH] * 4, mode="replicate").flatten(0, 1)[None]
-    planes = F.conv2d(planes, kernels[:, :, :, None], groups=batch * channels)
-    planes = F.conv2d(planes, kernels[:, :, None, :], groups=batch * channels)
-    return planes.view(batch, channels, height, width)
+    kernels = torch.softmax(-squares / (2 * sigma.double()[:, None].square()).clamp(min=1e-4), dim=1)
+    weights = kernels.to(images.dtype).T[:, :, None, None, None]
+    planes = F.pad(images, [BLUR_REACH] * 4, mode="replicate")
+    # Products and sums one after the other: a convolution rounds otherwise on every processor.
+    down = sum(weight * planes[:, :, place : place + height] for place, weight in enumerate(weights))
+    return sum(weight * down[..., place : place + width] for place, weight in enumerate(weights))
 
 
 def _draw_rectangles(config: Augment, batch: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -236,7 +236,8 @@ def _brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    return _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), factor)
+    mean = _grey(images).double().mean((1, 2, 3), keepdim=True)  # alike on every processor
+    return _blend(images, mean.to(images.dtype), factor)
 
 
 def _saturation(images: Tensor, factor: Tensor) -> Tensor:

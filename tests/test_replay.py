@@ -39,6 +39,7 @@ def test_records_are_small() -> None:
         ("cluster_contrast", "cluster_contrast-sequential@cnn", 1),
         ("spcl", "spcl-released@cnn", 2),
         ("vitc_ureid", "vitc_ureid-cap@vit", 2),
+        ("ice", "ice-released@cnn", 2),  # blur and jitter
         ("parts", "ranking", 2),
         ("parts", "audit", 1),
         ("parts", "augmentation", 1),

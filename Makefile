@@ -29,7 +29,7 @@ report: $(READY)
 ablation: $(READY)
 	python -m pipeline.ablation --method $(METHOD) $(if $(SEEDS),--seeds $(SEEDS))
 
-# As many processes as cores, four at most: a process takes up to 2 GB. A module's tests share one, and its fixtures. In
+# As many processes as cores, four at most: a process takes up to 3 GB. A module's tests share one, and its fixtures. In
 # the order of the folders: by the number of their tests, the slowest modules would come last.
 test: $(READY)
 	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -4,7 +4,8 @@ What was made by the same code, settings, data, initial weights, threads and dev
 evaluation scores a run again and does not train it. Each job is a process of
 its own, which ends with the sweep; jobs are dealt out over the visible CUDA devices. One that fails or is killed is
 reported with its log, and the others go on. `--engine submitit` and `--engine ray` give the same jobs to SLURM or Ray
-(docs/cluster.md).
+(docs/cluster.md). With `--dvc` DVC makes data and warm starts first, and is told of the runs afterwards, so that
+`dvc repro`, which runs one stage at a time, finds them done.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from core.files import changed
 from core.manifest import read_manifest
 from core.tracking import check_tracker
 from core.validation import read_mapping
-from pipeline import cli
+from pipeline import cli, dvc_stages
 from pipeline.assemble import Computing, run_key, stream_seed
 from pipeline.cluster import ENGINES, Cluster, run_tasks
 from pipeline.initial import read_initial
@@ -77,9 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 when every job has a result, a recorded failure of training included."""
     arguments = cli.parser("sweep", __doc__ or "")
     add_arguments(arguments)
+    arguments.add_argument("--dvc", action="store_true", help="hand the runs of params.yaml over to DVC")
     options = arguments.parse_args(argv)
     params = cli.read_params(options)
-    run_missing(jobs(params), params, machine(options, params))
+    if options.dvc:
+        check_dvc(options, params)
+        run_for_dvc(jobs(params), params, machine(options, params))
+    else:
+        run_missing(jobs(params), params, machine(options, params))
     return 0
 
 
@@ -129,6 +135,36 @@ def cluster_of(options: Any, threads: int) -> Cluster:
     retries = {} if options.retries is None else {"retries": options.retries}
     more = read_mapping(options.options) if options.options else {}
     return Cluster(options.engine, threads, int(options.device == "cuda"), options.group, options=more, **retries)
+
+
+def check_dvc(options: Any, params: Params) -> None:
+    """Raise UserError where a run would not be what dvc.yaml's command would make."""
+    other = [
+        f"--{name}" for name in ("worlds", "profile", "start_from", "threads") if getattr(options, name) is not None
+    ]
+    if options.params.resolve() != Path("params.yaml").resolve():
+        other.append("--params")
+    if other:
+        raise UserError(
+            f"--dvc runs what params.yaml says, which is all that DVC knows of: leave {', '.join(other)} out"
+        )
+    if params.launch != "python":
+        raise UserError(
+            f"--dvc starts plain processes, but params.yaml asks for `launch: {params.launch}`: use `dvc repro`"
+        )
+
+
+def run_for_dvc(wanted: Sequence[Job], params: Params, on: Machine) -> None:
+    """Run what is missing after what DVC makes itself, and tell DVC of every run that is current then."""
+    dvc_stages.make(dvc_stages.beginnings(wanted, params))
+    failed: JobsFailed | None = None
+    try:
+        run_missing(wanted, params, on)
+    except JobsFailed as some:
+        failed = some
+    dvc_stages.take(dvc_stages.runs([job for job in wanted if not job_steps(job, params, on)], params))
+    if failed:
+        raise failed
 
 
 def run_missing(wanted: Sequence[Job], params: Params, on: Machine) -> None:

@@ -53,10 +53,13 @@ class Clone:
         (self.folder / "params.yaml").write_text(yaml.safe_dump({**params, **changes}, sort_keys=False))
 
     def dvc(self, *arguments: str) -> str:
+        return self.run("-m", "dvc", *arguments)
+
+    def run(self, *arguments: str) -> str:
         # Byte code must be written as for any user: a __pycache__ that counted as a change would rerun everything.
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-        command = [sys.executable, "-m", "dvc", *arguments]
+        command = [sys.executable, *arguments]
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -112,7 +115,7 @@ def test_a_result_says_what_produced_it(clone: Clone) -> None:
     assert len(result["initial"]["sha256"]) == 64
     assert result["provenance"]["dirty"] is False
     assert len(result["provenance"]["commit"]) == 40
-    assert result["provenance"]["threads"] == 2
+    assert result["provenance"]["threads"] == 1
     assert result["run"]["config"]["schedule"]["epochs"] == 2
     assert {"extract", "jaccard", "cluster", "train"} <= set(result["cost"]["seconds"])
     assert result["cost"]["images_seen"] == 96
@@ -188,10 +191,20 @@ def test_changing_one_method_reruns_that_method_alone(clone: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_adding_a_seed_leaves_finished_runs_alone(clone: Clone) -> None:
+def test_adding_a_seed_leaves_finished_runs_alone_and_dvc_finds_those_of_a_sweep_done(clone: Clone) -> None:
     clone.set_params(seeds=[0, 1])
     starts = {name.removesuffix("-0") + "-1" for name in STARTS}  # a replicate has a warm start of its own
-    assert clone.repro() == {*run_stages(seed=1), *starts, "leaderboard", "report"}
+    new = run_stages(seed=1) | starts
+    assert new <= set(json.loads(clone.dvc("status", "--json"))) <= new | {"leaderboard", "report"}
+    finished = list((clone.folder / "results").glob("*/*-0/*.json"))
+    before = {file: file.stat().st_mtime_ns for file in finished}
+    clone.run("-m", "pipeline", "sweep", "--jobs", "2", "--dvc")
+    assert len(before) > 10
+    assert {file: file.stat().st_mtime_ns for file in finished} == before
+    assert clone.repro() == {"leaderboard", "report"}
+    kept = list(clone.folder.glob("results/training/hhcl-rendered-1-resnet18_half-1/weights/*.pt"))
+    assert kept
+    assert all(file.stat().st_nlink == 2 or file.is_symlink() for file in kept), "the other link is DVC's cache"
     table = pd.read_csv(clone.folder / "results/leaderboard.csv")
     assert set(table["seeds"]) == {2}
     assert table["mAP_sd"].isna().all(), "seeds of one world do not say what other worlds would do"

@@ -100,7 +100,7 @@ def test_the_suites_own_files_are_good() -> None:
         assert read_params(file).seeds
 
 
-TABLES = [read_params(ROOT / name) for name in ("params.yaml", "params.adaptation.yaml")]
+TABLES = [read_params(ROOT / name) for name in ("params.yaml", "params.more.yaml", "params.adaptation.yaml")]
 LISTED = {(kind, name): table for table in TABLES for kind in table.runs for name in table.listed[kind]}
 
 

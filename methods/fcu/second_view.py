@@ -29,9 +29,10 @@ def second_view(pixels: Pixels, rotation: float, kept_area: tuple[float, float])
 def turned(images: Tensor, drawn: Tensor, rotation: float, kept_area: tuple[float, float]) -> Tensor:
     """uint8 (b, 3, H, W): turned about the middle and cropped by ``drawn`` (b, 4) in [0, 1): angle, area, place.
 
-    The crop has the image's proportions and lies within it; what the turn uncovers is black.
+    The crop has the image's proportions and lies within it; what the turn uncovers is black. In float64, so that values
+    round to the same pixels on every processor.
     """
-    drawn = drawn.to(images.device)
+    drawn = drawn.to(images.device, torch.float64)
     height, width = images.shape[2:]
     angle = torch.deg2rad((2 * drawn[:, 0] - 1) * rotation)
     side = (kept_area[0] + (kept_area[1] - kept_area[0]) * drawn[:, 1]).sqrt()
@@ -40,5 +41,5 @@ def turned(images: Tensor, drawn: Tensor, rotation: float, kept_area: tuple[floa
     turn = torch.stack([torch.stack([cos, -sin * aspect], 1), torch.stack([sin / aspect, cos], 1)], 1)
     theta = torch.cat([turn * side[:, None, None], turn @ shift[:, :, None]], dim=2)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    sampled = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    sampled = F.grid_sample(images.double(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled.round().clamp(0, 255).to(torch.uint8)

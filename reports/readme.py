@@ -126,12 +126,12 @@ def told_counts(rows: pd.DataFrame) -> str:
 
 def six_columns(rows: pd.DataFrame) -> str:
     """Markdown of the rows of a dataset; a row without numbers says why in place of its mAP."""
-    met = zip(rows[f"{MAIN.name}_mean"], rows["status"], strict=True)
+    met = zip(rows[f"{MAIN.name}_mean"], rows["status"], in_few_worlds(rows), strict=True)
     return markdown_table(
         {
             "run": [run_name(row.method, row.variant) for row in rows.itertuples()],
             "backbone": rows["backbone"],
-            MAIN.title: [status if pd.isna(mean) else number(mean) for mean, status in met],
+            MAIN.title: [status if pd.isna(mean) else number(mean) + few for mean, status, few in met],
             "less its baseline [95 % interval]": against(rows),
             "cameras": text_or_dash(rows["camera_use"]),
             "fidelity": [text.partition(":")[0] for text in text_or_dash(rows["fidelity"])],  # the page has the rest
@@ -142,6 +142,12 @@ def six_columns(rows: pd.DataFrame) -> str:
 def run_name(method: str, variant: str) -> str:
     """A row as `train --method` takes it."""
     return method if variant == "default" else f"{method}-{variant}"
+
+
+def in_few_worlds(rows: pd.DataFrame) -> list[str]:
+    """`` in 2 worlds`` of a row that has fewer than the table's others, whose mean is therefore of other worlds."""
+    most = rows["worlds"].max()
+    return [f" in {count:.0f} worlds" if count < most else "" for count in rows["worlds"]]
 
 
 def with_measured(text: str, method: str, reference: Path) -> str:

@@ -115,6 +115,15 @@ def test_the_readme_s_table_has_six_columns_and_says_why_a_row_has_no_number(tmp
     assert cells[3] == ["hcl", "resnet18_half", "failed: no clusters", "-", "sampler", "adapted"]
 
 
+def test_the_readme_s_table_marks_a_mean_over_fewer_worlds_than_the_other_rows_have(tmp_path: Path) -> None:
+    rows = [{**board_row("hhcl", 71.26), "worlds": 6}, {**board_row("hcl", 80.0), "worlds": 2}]
+    pd.DataFrame(rows).to_csv(tmp_path / "leaderboard.csv")
+    markers = f"{START.format(name='leaderboard', command='make readme')}\n{END.format(name='leaderboard')}"
+    text = with_six_columns(markers, tmp_path)
+    assert "| 80.0 in 2 worlds |" in text
+    assert "| 71.3             |" in text
+
+
 @pytest.mark.parametrize("method", SURVEYED)
 def test_a_method_s_readme_shows_its_committed_results(method: str) -> None:
     text = (methods.folder(method) / "README.md").read_text()
@@ -163,7 +172,14 @@ def board_row(method: str, mean: float) -> dict[str, object]:
     """What the table of a method reads of a leaderboard row."""
     return {
         **{"method": method, "variant": "default", "dataset": "rendered", "profile": "controlled"},
-        **{"backbone": "resnet18_half", "seeds": 3, "mAP_mean": mean, "mAP_sd": 1.0, "gain_over_warm_start": 5.0},
+        **{
+            "backbone": "resnet18_half",
+            "worlds": float("nan"),
+            "seeds": 3,
+            "mAP_mean": mean,
+            "mAP_sd": 1.0,
+            "gain_over_warm_start": 5.0,
+        },
         **{"baseline": "cluster_contrast", "difference": 1.0, "low": -1.0, "high": 3.0, "verdict": "better"},
         **{"status": "ok", "camera_use": "sampler", "fidelity": "adapted"},
     }

@@ -1,6 +1,6 @@
 """The one table of the metrics; whoever scores, checks, stores or prints them reads it.
 
-To add a metric, add its row here and its per-query column to ``ranking._query_scores`` (a rank of the CMC needs no
+To add a metric, add its row here and its per-query column to ``ranking.query_figures`` (a rank of the CMC needs no
 column). Result files then hold it, their checks cover it, and with a ``board`` it has a column of leaderboard.csv.
 """
 

@@ -9,6 +9,7 @@ never "the same camera" as another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from evaluation.distances import DistanceBlock, EvaluationError, checked_block, 
 CMC_RANKS = 50
 BLOCK_ELEMENTS = 2**25  # distances held at once: 128 MB in float32
 TASK = 16  # queries that a thread ranks before it takes the next
+NO_RANKS = np.empty(0, dtype=np.int64)
 FEW = 0.25  # of the gallery: to take these out of a row and sort them is faster than to sort the row
 
 
@@ -53,24 +55,6 @@ class Scores:
         """The figures of a results file: every metric of the table, as a fraction."""
         figures = {metric.name: metric.of(self.per_query) for metric in metrics.METRICS}
         return {**figures, "valid_queries": self.valid_queries, "skipped_queries": self.skipped_queries}
-
-
-def average_precision(ranks: np.ndarray) -> float:
-    """Mean of the precisions at the hits; ranks (P,) of all hits, from 1, ascending."""
-    return float((np.arange(1, len(ranks) + 1) / ranks).mean())
-
-
-def average_precision_trapezoid(ranks: np.ndarray) -> float:
-    """AP of the original Market-1501 toolkit.
-
-    Mean over the hits of the average of the precision there and one rank before, the precision
-    before the first rank being 1. ranks (P,) of all hits, from 1, ascending.
-    """
-    hits = np.arange(1, len(ranks) + 1)
-    before = (hits - 1) / np.maximum(ranks - 1, 1)
-    if ranks[0] == 1:  # ranks ascend: only the first can be 1
-        before[0] = 1.0
-    return float(((before + hits / ranks) / 2).mean())
 
 
 def hit_ranks(distance: np.ndarray, hits: np.ndarray, excluded: np.ndarray) -> np.ndarray:
@@ -119,62 +103,70 @@ def evaluate_ranking(
     starts = np.searchsorted(people, query_ids, side="left")
     ends = np.searchsorted(people, query_ids, side="right")
 
-    def score(query: int, distance: np.ndarray) -> dict[str, float | int] | None:
+    def rank(query: int, distance: np.ndarray) -> np.ndarray:
+        """Of the query's hits; empty for one that has none."""
         if query_ids[query] == UNKNOWN:  # two unknown people are not known to be the same
-            return None
+            return NO_RANKS
         same = by_person[starts[query] : ends[query]]  # ascending, as the sort was stable
         camera = query_cameras[query]
         same_camera = (gallery_cameras[same] == camera) & (camera != UNKNOWN)
         if same_camera.all():
-            return None
-        ranks = hit_ranks(distance, same[~same_camera], same[same_camera])
-        return {
-            "query": query,
-            "person_id": query_ids[query],
-            "camera_id": camera,
-            **_query_scores(ranks),
-        }
+            return NO_RANKS
+        return hit_ranks(distance, same[~same_camera], same[same_camera])
 
-    def score_some(queries: range, block: np.ndarray) -> list[dict[str, float | int] | None]:
-        return [score(query, distance) for query, distance in zip(queries, block, strict=True)]
+    def rank_some(queries: range, block: np.ndarray) -> list[np.ndarray]:
+        return [rank(query, distance) for query, distance in zip(queries, block, strict=True)]
 
-    rows: list[dict[str, float | int] | None] = []
+    ranks: list[np.ndarray] = []
     step = chunk or block_rows(len(gallery_ids))
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # np.sort releases the interpreter lock
         for start in range(0, len(query_ids), step):
             queries = range(start, min(start + step, len(query_ids)))
             block = checked_block(distance_block(slice(start, queries.stop)), queries, len(gallery_ids))
             tasks = [slice(first, first + TASK) for first in range(0, len(queries), TASK)]
-            for found in pool.map(score_some, [queries[task] for task in tasks], [block[task] for task in tasks]):
-                rows.extend(found)
-    return _collect(rows)
+            for found in pool.map(rank_some, [queries[task] for task in tasks], [block[task] for task in tasks]):
+                ranks.extend(found)
+    return _collect(ranks, query_ids, query_cameras)
 
 
-def _query_scores(ranks: np.ndarray) -> dict[str, float | int]:
+def query_figures(ranks: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns of ``Scores.per_query`` (Q,) of queries whose hits have these ranks, each (P,) from 1 and ascending.
+
+    ap: the mean over hits of the precision there. ap_trapezoid: of the average of the precision there and one rank
+    before, the precision before the first rank being 1. inp: hits / rank of the last.
+    """
+    matches = np.array([len(hits) for hits in ranks])
+    starts = np.cumsum(matches) - matches
+    every = np.concatenate(ranks)
+    hits = np.arange(1, len(every) + 1) - np.repeat(starts, matches)
+    precision = hits / every
+    before = np.where(every > 1, (hits - 1) / np.maximum(every - 1, 1), 1.0)
+    last = every[starts + matches - 1]
     return {
-        "ap": average_precision(ranks),
-        "ap_trapezoid": average_precision_trapezoid(ranks),
-        "inp": len(ranks) / int(ranks[-1]),
-        "first_match_rank": int(ranks[0]),
-        "last_match_rank": int(ranks[-1]),
-        "matches": len(ranks),
+        "ap": np.add.reduceat(precision, starts) / matches,
+        "ap_trapezoid": np.add.reduceat((before + precision) / 2, starts) / matches,
+        "inp": matches / last,
+        "first_match_rank": every[starts],
+        "last_match_rank": last,
+        "matches": matches,
     }
 
 
-def _collect(rows: list[dict[str, float | int] | None]) -> Scores:
-    valid = [row for row in rows if row is not None]
-    if not valid:
+def _collect(ranks: Sequence[np.ndarray], query_ids: np.ndarray, query_cameras: np.ndarray) -> Scores:
+    valid = np.array([query for query, hits in enumerate(ranks) if len(hits)], dtype=np.int64)
+    if not len(valid):
         raise EvaluationError(
-            f"none of the {len(rows)} queries has a correct match in the gallery (same id, another "
+            f"none of the {len(ranks)} queries has a correct match in the gallery (same id, another "
             "camera): check query_ids and gallery_ids, query_cameras and gallery_cameras"
         )
-    table = pd.DataFrame(valid)
+    about = {"query": valid, "person_id": query_ids[valid], "camera_id": query_cameras[valid]}
+    table = pd.DataFrame(about | query_figures([ranks[query] for query in valid]))
     first = np.minimum(table["first_match_rank"].to_numpy(), CMC_RANKS + 1)
     found = np.bincount(first, minlength=CMC_RANKS + 2)[1 : CMC_RANKS + 1]
     return Scores(
         cmc=found.cumsum() / len(table),
         valid_queries=len(table),
-        skipped_queries=len(rows) - len(table),
+        skipped_queries=len(ranks) - len(table),
         per_query=table,
     )
 

@@ -17,11 +17,12 @@ import pandas as pd
 from core.files import write_csv, write_text
 from pipeline import cli
 from pipeline.settings import split_name
+from reports import reference
 from reports.cells import SETTING, Cell, NotComparableError, SharedWeights, by_setting, estimate, shared_replicates
 from reports.published import read_published
 from reports.record import Result
 from reports.statistics import ALPHA, POWER, holm, rank_intervals
-from reports.table import ADAPTIVE, CEILING, FLOOR, KEY, read_results, warn_of_unusable
+from reports.table import ADAPTIVE, CEILING, FLOOR, KEY
 from reports.text import counts, intervals, markdown_table, number, signed, text_or_dash
 
 NO_CAMERA = "no_cam"  # variant of a baseline that trains without cameras
@@ -54,17 +55,13 @@ NOTE = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Write comparison.csv and comparison.md, and print the latter."""
     arguments = cli.parser("compare", __doc__ or "")
-    arguments.add_argument("--params", type=Path, default=Path("params.yaml"), help="what was run")
-    cli.add_worlds_argument(arguments)
+    reference.add_source_arguments(arguments)
     arguments.add_argument("--out", type=Path, default=Path("results/comparison"), help="folder to write")
     arguments.add_argument(
         "--selection", choices=["last"], default="last", help="per-query results exist of the last epoch only"
     )
     options = arguments.parse_args(argv)
-    params = cli.read_params(options)
-    results = read_results(params)
-    warn_of_unusable(results)
-    table = compare(results)
+    table = compare(reference.chosen(options))
     write_csv(options.out / "comparison.csv", table)
     text = markdown(table)
     write_text(options.out / "comparison.md", text)

@@ -15,7 +15,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from pipeline import evaluate, train
-from pipeline.jobs import Job
+from pipeline.jobs import ROOT, Job
 from pipeline.params import read_params
 from reports import compare, leaderboard, statistics, table
 from reports.published import read_published
@@ -57,6 +57,17 @@ def pair(found: pd.DataFrame, a: str, b: str, family: str = "baseline") -> Any:
     rows = found[(found["a"] == a) & (found["b"] == b) & (found["family"] == family)]
     assert len(rows) == 1
     return rows.iloc[0]
+
+
+def test_two_rows_of_a_committed_reference_are_compared_without_its_runs(here: Path) -> None:
+    assert compare.main(["--from", str(ROOT / "results/reference"), "--out", "out"]) == 0
+    found = pd.read_csv("out/comparison.csv")
+    board = pd.read_csv(ROOT / "results/reference/leaderboard.csv").set_index(["method", "backbone"])
+    on_resnet = found[found["backbone"] == "resnet18_half"]
+    assert pair(on_resnet, "jcl", "cluster_contrast")["difference"] == pytest.approx(
+        board.loc[("jcl", "resnet18_half"), "difference"]
+    )
+    assert pair(on_resnet, "pisl", "jcl", "pairs")["worlds"] == 6
 
 
 LEVELS = {"warm_start": 0.3, "supervised": 0.8, "cluster_contrast": 0.6, "hhcl": 0.6, "hhcl-paper": 0.65}

@@ -7,10 +7,12 @@ export PATH := $(BIN):$(PATH)
 
 .PHONY: leaderboard quick report ablation test torture lint bench verify replay-record readme lock clean
 
-# What is missing of params.yaml, JOBS runs at once, then the table and the page. `dvc repro` alone does one at a time.
+# What is missing of params.yaml, JOBS runs at once, then the table and the page. `dvc repro` alone does one at a time. The
+# page's lists of images are made before, since its stage has the threads of one run; it finds them done.
 JOBS ?= 2
 leaderboard: $(READY)
 	python -m pipeline sweep --jobs $(JOBS) --dvc
+	python -m pipeline nearest --threads $(JOBS)
 	dvc repro report
 	@cat results/leaderboard.md
 

@@ -139,9 +139,14 @@ def cluster_of(options: Any, threads: int) -> Cluster:
 
 def check_dvc(options: Any, params: Params) -> None:
     """Raise UserError where a run would not be what dvc.yaml's command would make."""
-    other = [
-        f"--{name}" for name in ("worlds", "profile", "start_from", "threads") if getattr(options, name) is not None
-    ]
+    given = {
+        "worlds": None,
+        "profile": None,
+        "start_from": None,
+        "threads": None,
+        "device": "auto",
+    }  # less what is usual
+    other = [f"--{name.replace('_', '-')}" for name, usual in given.items() if getattr(options, name) != usual]
     if options.params.resolve() != Path("params.yaml").resolve():
         other.append("--params")
     if other:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from core.errors import UserError
 from pipeline import processes, sweep
 from pipeline.jobs import ROOT, Job
 from pipeline.processes import Step
@@ -104,6 +105,19 @@ def test_jobs_are_dealt_out_over_the_cuda_devices(here: Path, monkeypatch: pytes
     assert processes.run_all({name: [Step("prepare", ["--help"])] for name in "abc"}, 3, "auto") == {}
     told = [(here / f"results/logs/{name}.log").read_text().splitlines()[0] for name in "abc"]
     assert told == [f"$ CUDA_VISIBLE_DEVICES={i} python -m pipeline prepare --help" for i in (0, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [(["--worlds", "2", "--start-from", "imagenet"], "--worlds, --start-from"), (["--device", "cpu"], "--device")],
+)
+def test_runs_that_dvc_could_not_have_made_are_not_handed_to_it(
+    more: list[str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sweep, "run_for_dvc", lambda *_: pytest.fail("it was begun"))
+    with pytest.raises(UserError, match=f"--dvc runs what params.yaml says.*leave {named} out"):
+        sweep.main(["--params", "params.yaml", "--dvc", *more])
 
 
 def test_what_warm_starts_begin_from_is_told_to_those_that_are_not_there(here: Path) -> None:

@@ -119,7 +119,7 @@ def evaluate_ranking(
 
     ranks: list[np.ndarray] = []
     step = chunk or block_rows(len(gallery_ids))
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # np.sort releases the interpreter lock
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # sorting releases the interpreter lock
         for start in range(0, len(query_ids), step):
             queries = range(start, min(start + step, len(query_ids)))
             block = checked_block(distance_block(slice(start, queries.stop)), queries, len(gallery_ids))

@@ -139,14 +139,8 @@ def cluster_of(options: Any, threads: int) -> Cluster:
 
 def check_dvc(options: Any, params: Params) -> None:
     """Raise UserError where a run would not be what dvc.yaml's command would make."""
-    given = {
-        "worlds": None,
-        "profile": None,
-        "start_from": None,
-        "threads": None,
-        "device": "auto",
-    }  # less what is usual
-    other = [f"--{name.replace('_', '-')}" for name, usual in given.items() if getattr(options, name) != usual]
+    usual = {"worlds": None, "profile": None, "start_from": None, "threads": None, "device": "auto"}
+    other = [f"--{name.replace('_', '-')}" for name, value in usual.items() if getattr(options, name) != value]
     if options.params.resolve() != Path("params.yaml").resolve():
         other.append("--params")
     if other:

@@ -147,7 +147,7 @@ def run_name(method: str, variant: str) -> str:
 def in_few_worlds(rows: pd.DataFrame) -> list[str]:
     """`` in 2 worlds`` of a row that has fewer than the table's others, whose mean is therefore of other worlds."""
     most = rows["worlds"].max()
-    return [f" in {count:.0f} worlds" if count < most else "" for count in rows["worlds"]]
+    return [f" in {count:.0f} world{'s' * (count > 1)}" if count < most else "" for count in rows["worlds"]]
 
 
 def with_measured(text: str, method: str, reference: Path) -> str:

@@ -9,10 +9,9 @@ never "the same camera" as another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,9 +24,7 @@ from evaluation.distances import DistanceBlock, EvaluationError, checked_block, 
 
 CMC_RANKS = 50
 BLOCK_ELEMENTS = 2**25  # distances held at once: 128 MB in float32
-TASK = 16  # queries that a thread ranks before it takes the next
-NO_RANKS = np.empty(0, dtype=np.int64)
-FEW = 0.25  # of the gallery: to take these out of a row and sort them is faster than to sort the row
+TASK = 32  # queries that a thread ranks before it takes the next
 
 
 @dataclass(frozen=True)
@@ -57,24 +54,63 @@ class Scores:
         return {**figures, "valid_queries": self.valid_queries, "skipped_queries": self.skipped_queries}
 
 
-def hit_ranks(distance: np.ndarray, hits: np.ndarray, excluded: np.ndarray) -> np.ndarray:
-    """Ranks (P,), from 1 and ascending, of the gallery indices ``hits`` (P,) by ``distance`` (G,).
+class Pairs(NamedTuple):
+    """Pairs of a query and a gallery image, in ascending order: ``query`` (P,) and ``image`` (P,)."""
 
-    ``excluded`` (E,) indices take no rank. Sorting values alone is several times faster than an
-    argsort, so gallery order is consulted only where a hit shares its distance with another entry. What is farther than
-    the last hit is not sorted, where that leaves out most.
+    query: np.ndarray
+    image: np.ndarray
+
+    def of(self, queries: slice) -> Pairs:
+        """Those of some queries, which are numbered from the first of them on."""
+        first, end = self.query.searchsorted([queries.start, queries.stop])
+        return Pairs(self.query[first:end] - queries.start, self.image[first:end])
+
+
+def same_person(
+    query_ids: np.ndarray, gallery_ids: np.ndarray, query_cameras: np.ndarray, gallery_cameras: np.ndarray
+) -> tuple[Pairs, Pairs]:
+    """The hits, and the images of the query's person under its own camera, which take no rank.
+
+    Two unknown people are not known to be the same, nor are two unknown cameras.
+    """
+    by_person = np.argsort(gallery_ids, kind="stable")
+    people = gallery_ids[by_person]
+    starts, ends = people.searchsorted(query_ids, side="left"), people.searchsorted(query_ids, side="right")
+    number = np.where(query_ids == UNKNOWN, 0, ends - starts)
+    query = np.repeat(np.arange(len(query_ids)), number)
+    image = by_person[np.repeat(starts - number.cumsum() + number, number) + np.arange(number.sum())]
+    camera = query_cameras[query]
+    excluded = (gallery_cameras[image] == camera) & (camera != UNKNOWN)
+    return Pairs(query[~excluded], image[~excluded]), Pairs(query[excluded], image[excluded])
+
+
+def hit_ranks(distance: np.ndarray, hits: Pairs, excluded: Pairs) -> np.ndarray:
+    """Ranks (P,), from 1, of the ``hits`` (P,) by the ``distance`` (q, G) of their queries; ``excluded`` take none.
+
+    What is farther than a query's last hit is not sorted. Sorting values alone is several times faster than an argsort,
+    so gallery order is consulted only where a hit shares its distance with another entry.
     """
     ranked = distance.copy()
     ranked[excluded] = np.inf
     wanted = ranked[hits]
-    near = ranked <= wanted.max()
-    ordered = ranked[near] if np.count_nonzero(near) < FEW * len(ranked) else ranked.copy()
-    ordered.sort()
-    closer = ordered.searchsorted(wanted, side="left")
-    tied = ordered.searchsorted(wanted, side="right") - closer > 1
-    for k in np.flatnonzero(tied):
-        closer[k] += np.count_nonzero(ranked[: hits[k]] == wanted[k])
-    return np.sort(closer) + 1
+    last = np.full(len(ranked), -np.inf, dtype=ranked.dtype)
+    np.maximum.at(last, hits.query, wanted)
+    near = ranked <= last[:, None]
+    values = ranked.ravel().take(np.flatnonzero(near))  # of one query after the other
+    ends = np.count_nonzero(near, axis=1).cumsum()
+    begins = np.concatenate([[0], ends[:-1]])
+    place = np.empty(len(wanted), dtype=np.int64)  # of each hit among them
+    bounds = hits.query.searchsorted(np.arange(len(ranked) + 1))
+    for first, end, begin, stop in zip(bounds[:-1], bounds[1:], begins, ends, strict=True):
+        ordered = values[begin:stop]
+        ordered.sort()
+        place[first:end] = begin + ordered.searchsorted(wanted[first:end])
+    rank = place - begins[hits.query] + 1
+    after = np.minimum(place + 1, ends[hits.query] - 1)
+    for tied in np.flatnonzero((after > place) & (values[after] == wanted)):
+        before = ranked[hits.query[tied], : hits.image[tied]]
+        rank[tied] += np.count_nonzero(before == wanted[tied])
+    return rank
 
 
 def block_rows(gallery: int) -> int:
@@ -98,75 +134,57 @@ def evaluate_ranking(
     """
     query_ids, query_cameras = checked_labels("query", query_ids, query_cameras)
     gallery_ids, gallery_cameras = checked_labels("gallery", gallery_ids, gallery_cameras)
-    by_person = np.argsort(gallery_ids, kind="stable")
-    people = gallery_ids[by_person]
-    starts = np.searchsorted(people, query_ids, side="left")
-    ends = np.searchsorted(people, query_ids, side="right")
-
-    def rank(query: int, distance: np.ndarray) -> np.ndarray:
-        """Of the query's hits; empty for one that has none."""
-        if query_ids[query] == UNKNOWN:  # two unknown people are not known to be the same
-            return NO_RANKS
-        same = by_person[starts[query] : ends[query]]  # ascending, as the sort was stable
-        camera = query_cameras[query]
-        same_camera = (gallery_cameras[same] == camera) & (camera != UNKNOWN)
-        if same_camera.all():
-            return NO_RANKS
-        return hit_ranks(distance, same[~same_camera], same[same_camera])
-
-    def rank_some(queries: range, block: np.ndarray) -> list[np.ndarray]:
-        return [rank(query, distance) for query, distance in zip(queries, block, strict=True)]
-
+    hits, excluded = same_person(query_ids, gallery_ids, query_cameras, gallery_cameras)
     ranks: list[np.ndarray] = []
     step = chunk or block_rows(len(gallery_ids))
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # sorting releases the interpreter lock
         for start in range(0, len(query_ids), step):
             queries = range(start, min(start + step, len(query_ids)))
             block = checked_block(distance_block(slice(start, queries.stop)), queries, len(gallery_ids))
-            tasks = [slice(first, first + TASK) for first in range(0, len(queries), TASK)]
-            for found in pool.map(rank_some, [queries[task] for task in tasks], [block[task] for task in tasks]):
-                ranks.extend(found)
-    return _collect(ranks, query_ids, query_cameras)
+            tasks = [queries[first : first + TASK] for first in range(0, len(queries), TASK)]
+            asked = [slice(task.start, task.stop) for task in tasks]
+            parts = [block[task.start - start : task.stop - start] for task in tasks]
+            ranks.extend(pool.map(hit_ranks, parts, map(hits.of, asked), map(excluded.of, asked)))
+    return _collect(hits.query, np.concatenate(ranks), query_ids, query_cameras)
 
 
-def query_figures(ranks: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns of ``Scores.per_query`` (Q,) of queries whose hits have these ranks, each (P,) from 1 and ascending.
+def query_figures(query: np.ndarray, ranks: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of ``Scores.per_query`` of every ``query`` that has a hit, from the ``ranks`` (P,) of all hits.
 
     ap: the mean over hits of the precision there. ap_trapezoid: of the average of the precision there and one rank
     before, the precision before the first rank being 1. inp: hits / rank of the last.
     """
-    matches = np.array([len(hits) for hits in ranks])
-    starts = np.cumsum(matches) - matches
-    every = np.concatenate(ranks)
-    hits = np.arange(1, len(every) + 1) - np.repeat(starts, matches)
-    precision = hits / every
-    before = np.where(every > 1, (hits - 1) / np.maximum(every - 1, 1), 1.0)
-    last = every[starts + matches - 1]
+    ranks = ranks[np.lexsort((ranks, query))]
+    _, starts, matches = np.unique(query, return_index=True, return_counts=True)
+    hits = np.arange(1, len(ranks) + 1) - np.repeat(starts, matches)
+    precision = hits / ranks
+    before = np.where(ranks > 1, (hits - 1) / np.maximum(ranks - 1, 1), 1.0)
+    last = ranks[starts + matches - 1]
     return {
         "ap": np.add.reduceat(precision, starts) / matches,
         "ap_trapezoid": np.add.reduceat((before + precision) / 2, starts) / matches,
         "inp": matches / last,
-        "first_match_rank": every[starts],
+        "first_match_rank": ranks[starts],
         "last_match_rank": last,
         "matches": matches,
     }
 
 
-def _collect(ranks: Sequence[np.ndarray], query_ids: np.ndarray, query_cameras: np.ndarray) -> Scores:
-    valid = np.array([query for query, hits in enumerate(ranks) if len(hits)], dtype=np.int64)
+def _collect(query: np.ndarray, ranks: np.ndarray, query_ids: np.ndarray, query_cameras: np.ndarray) -> Scores:
+    valid = np.unique(query)
     if not len(valid):
         raise EvaluationError(
-            f"none of the {len(ranks)} queries has a correct match in the gallery (same id, another "
+            f"none of the {len(query_ids)} queries has a correct match in the gallery (same id, another "
             "camera): check query_ids and gallery_ids, query_cameras and gallery_cameras"
         )
     about = {"query": valid, "person_id": query_ids[valid], "camera_id": query_cameras[valid]}
-    table = pd.DataFrame(about | query_figures([ranks[query] for query in valid]))
+    table = pd.DataFrame(about | query_figures(query, ranks))
     first = np.minimum(table["first_match_rank"].to_numpy(), CMC_RANKS + 1)
     found = np.bincount(first, minlength=CMC_RANKS + 2)[1 : CMC_RANKS + 1]
     return Scores(
         cmc=found.cumsum() / len(table),
         valid_queries=len(table),
-        skipped_queries=len(ranks) - len(table),
+        skipped_queries=len(query_ids) - len(table),
         per_query=table,
     )
 

@@ -234,9 +234,9 @@ def test_small_problems_are_computed_in_float64() -> None:
 def test_equal_gallery_vectors_tie_exactly_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     product = distances.inner_products
 
-    def rounded_by_position(left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
+    def rounded_by_position(left: torch.Tensor, right: torch.Tensor, into: np.ndarray) -> np.ndarray:
         """What blocked matrix products may do: equal rows, other rounding in another place."""
-        return product(left, right) - 1e-6 * np.arange(len(right))
+        return product(left, right, into) - 1e-6 * np.arange(len(right))
 
     monkeypatch.setattr(distances, "inner_products", rounded_by_position)
     rng = np.random.default_rng(0)

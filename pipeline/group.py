@@ -77,10 +77,10 @@ def write_to(log: Path, step: tuple[str, list[str]], parent: int) -> None:
 
 
 def import_all(verbs: set[str]) -> None:
-    """Import what the verbs need, once for all jobs."""
+    """Import what the verbs need, and what networks are made of, once for all jobs."""
     known = import_module("pipeline.cli").VERBS
-    for verb in sorted(verbs):
-        import_module(known[verb].module)
+    for module in [*sorted(known[verb].module for verb in verbs), "core.backbones.blocks"]:
+        import_module(module)
 
 
 def ends_of(file: Path) -> Path:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.cli import VERBS
 from pipeline.jobs import ROOT
 
 # Room -> the rooms that it may import, itself included.
@@ -61,3 +64,10 @@ def test_a_method_imports_no_other_method() -> None:
     for file in sorted((ROOT / "methods").glob("*/*.py")):
         others = {name for name in imports(file) if name.startswith("methods.")}
         assert all(name.split(".")[1] == file.parent.name for name in others), file
+
+
+def test_no_command_loads_torchvision_before_it_makes_a_network() -> None:
+    modules = sorted({verb.module for verb in VERBS.values()})
+    code = f"import sys, {', '.join(modules)}; print([name for name in sys.modules if name.startswith('torchvision')])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == "[]"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torchvision.models import MobileNetV2 as TorchvisionMobileNetV2
 
 from core.backbones.batchnorm import GroupedBatchNorm2d
 from core.errors import UserError
@@ -20,6 +19,8 @@ class MobileNetV2(nn.Module):
     """
 
     def __init__(self, last_stride: int = 1) -> None:
+        from torchvision.models import MobileNetV2 as TorchvisionMobileNetV2  # takes seconds to load: see blocks.py
+
         super().__init__()
         blocks = [  # expansion, channels, how many, stride of the first
             [1, 16, 1, 1],

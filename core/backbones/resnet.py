@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from core.backbones.batchnorm import GroupedBatchNorm2d
 from core.errors import UserError
+
+if TYPE_CHECKING:  # blocks are imported where a network is made: they take longer to load than the rest of the suite
+    from core.backbones.blocks import BasicBlock, Bottleneck
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -93,28 +96,10 @@ def make_stage(
     return nn.Sequential(*blocks)
 
 
-class LinearBasicBlock(BasicBlock):
-    """A basic block without the ReLU at its end."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features)))))
-        return branch + (features if self.downsample is None else self.downsample(features))
-
-
-class LinearBottleneck(Bottleneck):
-    """A bottleneck without the ReLU at its end."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        branch = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features))))))
-        branch = self.bn3(self.conv3(branch))
-        return branch + (features if self.downsample is None else self.downsample(features))
-
-
-LINEAR: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: LinearBasicBlock, Bottleneck: LinearBottleneck}
-
-
 def end_without_relu(network: nn.Module) -> None:
     """Let a ResNet's map have negative values, as MAR's and its descendants' do; weights and their names stay."""
+    from core.backbones.blocks import LINEAR
+
     wanted = "settings.last_relu=false leaves out the ReLU that ends the last stage of a ResNet"
     resnet = with_stages(network, wanted, "set settings.last_relu=true")
     *_, last = resnet.get_submodule(STAGES[-1]).children()
@@ -137,6 +122,8 @@ class InstanceBatchNorm(nn.Module):
 
 def resnet50(last_stride: int = 1, stem_relu: bool = True) -> ResNet:
     """ResNet-50, 2048 channels."""
+    from core.backbones.blocks import Bottleneck
+
     return ResNet(Bottleneck, (3, 4, 6, 3), last_stride=last_stride, stem_relu=stem_relu)
 
 
@@ -151,4 +138,6 @@ def resnet50_ibn(last_stride: int = 1, stem_relu: bool = True) -> ResNet:
 
 def resnet18_half(last_stride: int = 1, stem_relu: bool = True) -> ResNet:
     """ResNet-18 at half the width (32 to 256 channels), small enough to train on two CPU cores."""
+    from core.backbones.blocks import BasicBlock
+
     return ResNet(BasicBlock, (2, 2, 2, 2), width=32, last_stride=last_stride, stem_relu=stem_relu)

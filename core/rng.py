@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -30,3 +31,8 @@ class Streams:
     def numpy(self, name: str, epoch: int = 0) -> np.random.Generator:
         """A fresh numpy generator (PCG64)."""
         return np.random.Generator(np.random.PCG64(self.derive(name, epoch)))
+
+
+def normal(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Standard normal numbers, float32. They are drawn in float64: torch draws float32 by other code with AVX2."""
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).float()

@@ -6,10 +6,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 
 from core import memory, neighbors
+from core.clustering import dbscan
 from tests.replay import __main__ as command
 from tests.replay.check import RECORDS, Unsteady, all_groups, check, names_of, steady_record
 from tests.replay.parts import PARTS
@@ -117,3 +120,13 @@ def test_what_hangs_on_the_last_digits_of_float32_is_not_recorded(monkeypatch: p
     monkeypatch.setitem(PARTS, "close call", close_call)
     with pytest.raises(Unsteady, match="close call hangs on the last digits of float32: neighbours row"):
         steady_record("parts", "close call", 1)
+
+
+def test_labels_of_distances_that_are_dbscan_s_radius_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tie(record: Record) -> None:
+        graph = csr_array(np.array([[0, 0.5], [0.5, 0]], dtype=np.float32))
+        record.note("labels", dbscan(graph, 0.5, 2))
+
+    monkeypatch.setitem(PARTS, "tie", tie)
+    with pytest.raises(Unsteady, match="tie hangs on the last digits of float32: labels"):
+        steady_record("parts", "tie", 1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core import augment
+from core import augment, rng
 from core.errors import UserError
 from methods.oriented_kd_ssl.crops import HEIGHT, resampling
 from methods.oriented_kd_ssl.jpeg import compressed
@@ -102,7 +102,7 @@ def shrunk(images: Tensor, factors: Tensor) -> Tensor:
 def normal(seeds: Tensor, like: Tensor) -> Tensor:
     """Standard normal numbers of the shape of ``like`` (B, ...), those of each row from its own seed."""
     shape = like.shape[1:]
-    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    rows = [rng.normal(shape, torch.Generator().manual_seed(int(seed))) for seed in seeds]
     return torch.stack(rows).to(like)
 
 

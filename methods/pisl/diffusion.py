@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from core.rng import normal
+
 TIME_DIM = 512  # length of the sinusoidal time code
 
 
@@ -126,5 +128,5 @@ def image_noise(keys: Tensor, seed: int, shape: tuple[int, ...]) -> Tensor:
     does not depend on the batch size, the order or the number of processes, and two equal images share it.
     """
     generator = torch.Generator()
-    rows = [torch.randn(shape, generator=generator.manual_seed((key ^ seed) & (2**63 - 1))) for key in keys.tolist()]
+    rows = [normal(shape, generator.manual_seed((key ^ seed) & (2**63 - 1))) for key in keys.tolist()]
     return torch.stack(rows).to(keys.device)

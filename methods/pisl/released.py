@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.backbones.batchnorm import chunk_sizes
+from core.rng import normal
 from methods.pisl.diffusion import Denoiser, image_noise, q_sample, sampling_times
 from methods.pisl.patches import LocalisationNet, affine_weights, start_at
 from methods.pisl.sdm import Outputs, SpatialDiffusion
@@ -46,7 +47,7 @@ class ReleasedDiffusion(SpatialDiffusion):
         """One time per replica, repeated over its images (B,), and noise (B, 18)."""
         sizes = torch.tensor(chunk_sizes(batch, self.replicas))
         times = torch.randint(len(self.shares) - 1, (len(sizes),), generator=generator)
-        noise = torch.randn(batch, 6 * self.parts, generator=generator)
+        noise = normal((batch, 6 * self.parts), generator)
         return {"t": times.repeat_interleave(sizes), "noise": noise}
 
     def forward(self, feature_map: Tensor, embedding: Tensor, drawn: Outputs) -> Outputs:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.parts import stripe_weights
+from core.rng import normal
 from methods.pisl.diffusion import (
     Denoiser,
     ddim_sample,
@@ -92,7 +93,7 @@ class SpatialDiffusion(SpatialTransformer):
     def draw(self, batch: int, generator: torch.Generator) -> Outputs:
         """A time t (B,) and noise (B, 6P) for each image."""
         times = torch.randint(len(self.shares) - 1, (batch,), generator=generator)
-        return {"t": times, "noise": torch.randn(batch, 6 * self.parts, generator=generator)}
+        return {"t": times, "noise": normal((batch, 6 * self.parts), generator)}
 
     def forward(self, feature_map: Tensor, embedding: Tensor, drawn: Outputs) -> Outputs:
         """``weights``, and for SCD: the noise, the predicted noise, theta_{t-1} and its Phi-step estimate (b, 6P)."""

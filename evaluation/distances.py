@@ -31,7 +31,7 @@ class EvaluationError(UserError):
 class EuclideanBlocks:
     """Blocks that rank, squared distances less ``query_norms`` (Q,), and the distances that they stand for.
 
-    A block is overwritten by the next: memory that is new to the process costs a twentieth of the product.
+    A block is overwritten by the next, since memory that is new to the process costs time: copy what is to stay.
     ``gallery`` (U, D) holds each distinct row once, and ``shared`` (G,) which of them every gallery image has.
     """
 

@@ -8,6 +8,8 @@ import os
 # torch is imported, so it stands above the imports.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from pipeline.params import read_params
 from pipeline.settings import run_backbone
 
 THREADS = 2
+MODULES_SHOWN = 25
 PARAMS = read_params(ROOT / "params.yaml", {"profile": "tiny"})
 torch.set_num_threads(THREADS)  # for the fixtures of modules, which are made before those of tests
 
@@ -40,6 +43,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Seconds of the slowest modules: a module is what xdist gives to a process, and its fixtures belong to no test."""
+    seconds: Counter[str] = Counter()
+    for report in itertools.chain(*terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            seconds[report.nodeid.partition("::")[0]] += report.duration
+    terminalreporter.section(f"slowest modules of {seconds.total():.0f} s")
+    for module, spent in seconds.most_common(MODULES_SHOWN):
+        terminalreporter.write_line(f"{spent:7.1f}s {module}")
 
 
 class TinyWorld:

@@ -22,7 +22,7 @@ from reports.table import COLUMNS
 PARAMS = {
     "profile": "tiny",
     "datasets": ["rendered-1"],
-    "runs": {"cnn": ["warm_start", "cluster_contrast", "hhcl"], "vit": ["warm_start", "cluster_contrast"]},
+    "runs": {"cnn": ["warm_start", "cluster_contrast", "hhcl"], "vit": ["cluster_contrast"]},
     "seeds": [0],
     "rendered": {"size": "tiny"},
 }
@@ -95,14 +95,13 @@ def test_a_fresh_clone_really_trains_and_fills_the_leaderboard(clone: Clone) -> 
         ("resnet18_half", "warm_start"),
         ("resnet18_half", "cluster_contrast"),
         ("resnet18_half", "hhcl"),
-        ("vit_tiny6_ics", "warm_start"),
         ("vit_tiny6_ics", "cluster_contrast"),
     ]
     assert (table["status"] == "ok").all()
     assert table["published_mAP"].isna().all(), "no paper published a number on rendered people"
     assert (clone.folder / "data/rendered-1/contact_sheet.png").is_file()
     page = (clone.folder / "results/report.html").read_text()
-    assert page.count("data-state") == 5
+    assert page.count("data-state") == 4
     assert page.count('class="missing"') == 3, "every panel but those of ablations, outside systems and real people"
 
 
@@ -133,7 +132,7 @@ def test_dvc_shows_two_figures_of_every_run_and_one_chart_of_all(clone: Clone) -
     shown = json.loads(clone.dvc("metrics", "show", "--json"))[""]["data"]
     assert list(shown) == ["results/summary.json"]
     figures = shown["results/summary.json"]["data"]
-    assert len(figures) == 5
+    assert len(figures) == 4
     assert all(set(run) == {"mAP", "rank1"} and 0 < run["mAP"] <= 1 for run in figures.values())
     clone.dvc("plots", "show", "-o", "plots_page")
     page = (clone.folder / "plots_page/index.html").read_text()
@@ -165,6 +164,7 @@ def test_weights_lie_on_disk_once_and_a_run_by_hand_leaves_dvcs_copy_alone(clone
         ("reports/statistics.py", {"leaderboard", "report"}),
         ("evaluation/ranking.py", {name for name in run_stages(seed=0) if name.startswith("evaluate")}),
         ("pipeline/assemble.py", {name for name in run_stages(seed=0) if name.startswith("train")} | STARTS),
+        ("methods/hhcl/method.py", {"train_cnn@hhcl-rendered-1-0", "leaderboard", "report"}),
     ],
 )
 def test_a_change_makes_the_stages_of_its_room_stale(touched: str, stale: set[str], clone: Clone) -> None:
@@ -183,10 +183,6 @@ def test_changing_one_method_reruns_that_method_alone(clone: Clone) -> None:
     config = clone.folder / "methods/hhcl/config.yaml"
     config.write_text(config.read_text().replace("temperature: 0.05", "temperature: 0.06"))
     hhcl = {"train_cnn@hhcl-rendered-1-0", "evaluate_cnn@hhcl-rendered-1-0"}
-    assert clone.repro() == {"configure", *hhcl, "leaderboard", "report"}
-    code = clone.folder / "methods/hhcl/method.py"
-    code.write_text(code.read_text() + "\n# a change of the code\n")
-    # The evaluation reads only what training wrote, and the weights came out the same but for their provenance.
     assert clone.repro() == {"configure", *hhcl, "leaderboard", "report"}
 
 

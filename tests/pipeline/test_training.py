@@ -161,7 +161,8 @@ LONG = ("--set", "schedule.epochs=4", "--set", "schedule.iterations=4")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["cluster_contrast", "hhcl-paper", "hcl", "ice"])
+# Two memories; one granularity above the other; a second network, which follows the first.
+@pytest.mark.parametrize("method", ["hhcl-paper", "hcl", "ice"])
 def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(world: TinyWorld, method: str, tmp_path: Path) -> None:
     run(world, method, tmp_path / "whole", *LONG)
     arguments = world.train_arguments(method, tmp_path / "killed", *LONG)

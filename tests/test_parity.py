@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import parity
+from tests.parity import arrays
+from tests.parity.files import KINDS, compare_file, main
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -26,7 +27,7 @@ def rewritten(name: str, folder: Path, **changes: np.ndarray) -> Path:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_golden_file_is_reproduced(path: Path) -> None:
-    result = parity.compare_file(path)
+    result = compare_file(path)
     assert result.status == "pass", result
 
 
@@ -34,13 +35,13 @@ def test_a_golden_file_is_reproduced(path: Path) -> None:
 def test_memories_and_losses_reach_the_tolerance_in_float32_as_in_training(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parity, "DTYPE", torch.float32)
-    assert parity.compare_file(GOLDEN / f"{kind}.npz").status == "pass"
+    monkeypatch.setattr(arrays, "DTYPE", torch.float32)
+    assert compare_file(GOLDEN / f"{kind}.npz").status == "pass"
 
 
 def test_a_training_in_lockstep_agrees_to_the_last_digits_on_one_thread_as_well() -> None:
     torch.set_num_threads(1)
-    result = parity.compare_file(GOLDEN / "lockstep_hhcl.npz")
+    result = compare_file(GOLDEN / "lockstep_hhcl.npz")
     assert result.status == "pass", result
     assert result.error is not None
     assert result.error < 1e-12
@@ -51,7 +52,7 @@ def test_a_training_with_momentum_0_11_instead_of_0_1_is_refused(tmp_path: Path)
     name = "lockstep_cluster_contrast.npz"
     with np.load(GOLDEN / name) as data:
         assert data["momentum"] == 0.1
-    result = parity.compare_file(rewritten(name, tmp_path, momentum=np.float64(0.11)))
+    result = compare_file(rewritten(name, tmp_path, momentum=np.float64(0.11)))
     assert result.status == "FAIL"
     assert result.error is not None
     assert result.error > 1e-3
@@ -63,19 +64,19 @@ def test_a_lockstep_run_whose_labels_differ_ends_there_and_says_so(tmp_path: Pat
     name = "lockstep_spcl.npz"
     with np.load(GOLDEN / name) as data:
         eps = data["eps"] - 0.1
-    result = parity.compare_file(rewritten(name, tmp_path, eps=eps))
+    result = compare_file(rewritten(name, tmp_path, eps=eps))
     assert result.status == "FAIL"
     assert result.remark == "labels_0"
 
 
 def test_a_lockstep_file_of_a_method_without_a_driver_is_an_unknown_kind(tmp_path: Path) -> None:
     (tmp_path / "lockstep_ice.npz").write_bytes((GOLDEN / "lockstep_hhcl.npz").read_bytes())
-    assert parity.compare_file(tmp_path / "lockstep_ice.npz").status == "unknown kind"
+    assert compare_file(tmp_path / "lockstep_ice.npz").status == "unknown kind"
 
 
 def test_every_kind_is_covered_by_a_golden_file() -> None:
     stems = [path.stem for path in FILES]
-    assert all(any(stem.startswith(kind) for stem in stems) for kind in parity.KINDS)
+    assert all(any(stem.startswith(kind) for stem in stems) for kind in KINDS)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_one_changed_value_fails_its_file(name: str, array: str, tmp_path: Path)
     with np.load(GOLDEN / name) as data:
         changed = data[array].copy()
     changed.flat[0] += 1 if changed.dtype.kind == "i" else 1e-3
-    result = parity.compare_file(rewritten(name, tmp_path, **{array: changed}))
+    result = compare_file(rewritten(name, tmp_path, **{array: changed}))
     assert result.status == "FAIL"
     assert array in result.remark
 
@@ -105,7 +106,7 @@ def test_a_nan_in_a_golden_file_fails_it(tmp_path: Path) -> None:
     with np.load(GOLDEN / "rerank.npz") as data:
         distance = data["distance"].copy()
     distance[0, 0] = np.nan
-    assert parity.compare_file(rewritten("rerank.npz", tmp_path, distance=distance)).failed
+    assert compare_file(rewritten("rerank.npz", tmp_path, distance=distance)).failed
 
 
 @pytest.mark.parametrize("update", ["cm", "hard"])
@@ -115,28 +116,28 @@ def test_the_update_rules_of_cluster_contrast_are_told_apart(update: str, tmp_pa
     content = (GOLDEN / f"cluster_contrast_{update}.npz").read_bytes()
     swapped = tmp_path / f"cluster_contrast_{other}.npz"
     swapped.write_bytes(content)
-    assert parity.compare_file(swapped).status == "FAIL"
+    assert compare_file(swapped).status == "FAIL"
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", None], ids=["empty", "text", "short"])
 def test_a_damaged_file_fails_with_its_reason_instead_of_a_crash(content: bytes | None, tmp_path: Path) -> None:
     damaged = tmp_path / "rerank_7.npz"
     damaged.write_bytes((GOLDEN / "rerank.npz").read_bytes()[:2000] if content is None else content)
-    result = parity.compare_file(damaged)
+    result = compare_file(damaged)
     assert result.status == "FAIL"
     assert result.remark
 
 
 def test_a_file_without_the_arrays_of_its_kind_fails(tmp_path: Path) -> None:
     np.savez(tmp_path / "cluster_contrast_cm_9.npz", temperature=0.05, momentum=0.1)
-    result = parity.compare_file(tmp_path / "cluster_contrast_cm_9.npz")
+    result = compare_file(tmp_path / "cluster_contrast_cm_9.npz")
     assert result.status == "FAIL"
     assert "memory_0" in result.remark
 
 
 def test_a_file_of_an_unknown_kind_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "newest.npz").write_bytes(b"")
-    assert parity.main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 1
     assert "unknown kind" in capsys.readouterr().out
 
 
@@ -144,7 +145,7 @@ def test_a_folder_without_golden_files_is_an_error_that_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        assert parity.main([str(folder)]) == 2
+        assert main([str(folder)]) == 2
         assert "no .npz file" in capsys.readouterr().err
 
 

@@ -22,7 +22,6 @@ from methods.selective_contrastive.heads import Heads, standardised
 from methods.selective_contrastive.method import SelectiveContrastive
 from methods.selective_contrastive.selection import select_at_random
 from pipeline.settings import resolve_run
-from tests import parity
 from tests.methods.selective_contrastive_small import (
     BATCH,
     DIM,
@@ -37,6 +36,8 @@ from tests.methods.selective_contrastive_small import (
     total,
     views_of,
 )
+from tests.parity import arrays
+from tests.parity.files import compare_file
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "selective_contrastive.npz"
 
@@ -190,8 +191,8 @@ def test_the_released_gradient_reads_the_mixture_as_the_terms_before_it_left_it(
 def test_selection_loss_released_gradient_and_banks_match_the_official_code(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parity, "DTYPE", dtype)
-    result = parity.compare_file(GOLDEN)
+    monkeypatch.setattr(arrays, "DTYPE", dtype)
+    result = compare_file(GOLDEN)
     assert result.status == "pass", result
 
 

@@ -16,9 +16,11 @@ from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.spcl.memory import HybridMemory, hybrid_nll
 from methods.spcl.method import Settings, SpCL
-from tests import parity, reference_memory
+from tests import reference_memory
 from tests.methods.draws import unit
 from tests.methods.spcl_small import DIM, Data, M, begin, config_of, crowd_and_strangers, spcl
+from tests.parity import arrays
+from tests.parity.files import compare_file
 
 TAU, EPSILON = 0.05, 1e-6
 GOLDEN = Path(__file__).parents[1] / "golden" / "spcl_hybrid_memory.npz"
@@ -152,8 +154,8 @@ def test_rows_are_updated_by_image_in_batch_order_and_the_class_follows_at_once(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_the_golden_file_is_reproduced(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "DTYPE", dtype)
-    assert parity.compare_file(GOLDEN).status == "pass"
+    monkeypatch.setattr(arrays, "DTYPE", dtype)
+    assert compare_file(GOLDEN).status == "pass"
 
 
 @pytest.mark.parametrize("array", ["loss_0", "grad_1", "memory_3"])
@@ -162,7 +164,7 @@ def test_one_changed_golden_value_is_noticed(array: str, tmp_path: Path) -> None
         changed = data[array].copy()
         changed.flat[0] += 1e-3
         np.savez(tmp_path / GOLDEN.name, **{**data, array: changed})
-    result = parity.compare_file(tmp_path / GOLDEN.name)
+    result = compare_file(tmp_path / GOLDEN.name)
     assert result.status == "FAIL"
     assert array in result.remark
 

@@ -20,8 +20,8 @@ from core.method import Method
 from methods.cluster_contrast.method import ClusterContrast
 from methods.cluster_contrast.method import Settings as ClusterContrastSettings
 from methods.vitc_ureid.method import Settings, ViTCUReID
-from tests import parity
 from tests.methods.proxies_small import CAMERAS, CLUSTERS, MU, TAU, Data, Scene, filled, make_scene
+from tests.parity.files import compare_file
 
 MODES = ("dual", "cap", "o2cap")
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -69,8 +69,8 @@ def test_the_association_weighs_as_the_official_code_does(tmp_path: Path) -> Non
     with np.load(GOLDEN / "o2cap_losses.npz") as data:
         assert Settings().association_weight == data["association_weight"] == 0.15
         np.savez(tmp_path / "o2cap_losses.npz", **{**data, "association_weight": np.float64(0.05)})
-    assert parity.compare_file(GOLDEN / "o2cap_losses.npz").status == "pass"
-    other = parity.compare_file(tmp_path / "o2cap_losses.npz")
+    assert compare_file(GOLDEN / "o2cap_losses.npz").status == "pass"
+    other = compare_file(tmp_path / "o2cap_losses.npz")
     assert other.status == "FAIL", "another weight chooses other proxies"
     assert "online_" in other.remark
 

@@ -1,24 +1,24 @@
-"""Checks of golden files of the systems that adapt to a domain or merge clusters, for tests/parity.py."""
+"""Checks of the systems that adapt to a domain or merge clusters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from core.data import Batch
+from core.losses import smoothed_cross_entropy
+from methods.clc.losses import paired_triplet
 from methods.fcu.merging import merge
 from methods.fcu.method import FCU, Clusters, Patches
 from methods.fcu.method import Settings as FCUSettings
 from methods.ppan.alignment import coral, gaussian_kernels, identity_weights, local_mmd, unbiased_mmd
 from methods.sal.method import SAL
 from methods.sal.method import Settings as SALSettings
-
-Arrays = Mapping[str, np.ndarray]
-Comparison = tuple[str, np.ndarray, np.ndarray]
+from tests.parity.arrays import Arrays, Comparison, network_of, tensor
 
 
 def mar(data: Arrays) -> Iterator[Comparison]:
@@ -34,10 +34,10 @@ def mar(data: Arrays) -> Iterator[Comparison]:
         camera_weight=1.0,
         camera_rate=int(data["batch_size"]) / 10_000,
     )
-    agents = _tensor(data["agents"])
-    method = SAL(SimpleNamespace(settings=settings), _network(agents.shape[1]), 1, len(agents))
+    agents = tensor(data["agents"])
+    method = SAL(SimpleNamespace(settings=settings), network_of(agents.shape[1]), 1, len(agents))
     method.agents = nn.Parameter(agents)
-    method.begin(_tensor(data["initial_features"]), data["initial_cameras"])
+    method.begin(tensor(data["initial_features"]), data["initial_cameras"])
     for step in range(sum(name.startswith("source_labels_") for name in data)):
         assert method.target is not None
         for name, value in zip(("center_mean", "center_std"), method.target.centres, strict=True):
@@ -47,7 +47,7 @@ def mar(data: Arrays) -> Iterator[Comparison]:
 
 
 def _mar_step(data: Arrays, step: int, method: SAL) -> Iterator[Comparison]:
-    source, target = (_tensor(data[f"{name}_{step}"]).requires_grad_() for name in ("source", "target"))
+    source, target = (tensor(data[f"{name}_{step}"]).requires_grad_() for name in ("source", "target"))
     indices, cameras, labels = (
         torch.from_numpy(data[f"{name}_{step}"]) for name in ("indices", "cameras", "source_labels")
     )
@@ -68,8 +68,8 @@ def _mar_step(data: Arrays, step: int, method: SAL) -> Iterator[Comparison]:
 
 def alignment(data: Arrays) -> Iterator[Comparison]:
     """DAN's MK-MMD, CORAL and DSAN's LMMD with their gradients on both domains, and PADA's class weights."""
-    source, target = (_tensor(data[name]).requires_grad_() for name in ("source", "target"))
-    labels, probabilities = torch.from_numpy(data["source_labels"]), _tensor(data["target_probabilities"])
+    source, target = (tensor(data[name]).requires_grad_() for name in ("source", "target"))
+    labels, probabilities = torch.from_numpy(data["source_labels"]), tensor(data["target_probabilities"])
     equal = torch.ones(int(data["classes"]), dtype=torch.float64)
     losses = {
         "mkmmd": unbiased_mmd(gaussian_kernels(source, target, with_diagonal=True)),
@@ -80,18 +80,18 @@ def alignment(data: Arrays) -> Iterator[Comparison]:
         yield f"loss_{name}", loss.detach().numpy(), data[f"loss_{name}"]
         for side, gradient in zip(("source", "target"), torch.autograd.grad(loss, (source, target)), strict=True):
             yield f"grad_{name}_{side}", gradient.numpy(), data[f"grad_{name}_{side}"]
-    weights = identity_weights(_tensor(data["target_logits"]), float(data["temperature"]))
+    weights = identity_weights(tensor(data["target_logits"]), float(data["temperature"]))
     yield "class_weight", weights.numpy(), data["class_weight"]
 
 
 def repelled(data: Arrays) -> Iterator[Comparison]:
     """FCU as BUC: its loss with the gradient on what dropout left, and V, which starts at zero."""
     settings = FCUSettings(repel_scale=float(data["t"]), attract_weight=0.0, local_weight=0.0)
-    rows = _tensor(data["memory_0"])
-    method = FCU(SimpleNamespace(settings=settings), _network(rows.shape[1]), 1)
+    rows = tensor(data["memory_0"])
+    method = FCU(SimpleNamespace(settings=settings), network_of(rows.shape[1]), 1)
     method.clusters = Clusters(np.arange(len(rows)), rows, rows.clone(), torch.ones(len(rows)))
     for step in range(sum(name.startswith("inputs_") for name in data)):
-        inputs = _tensor(data[f"inputs_{step}"]).requires_grad_()
+        inputs = tensor(data[f"inputs_{step}"]).requires_grad_()
         targets = torch.from_numpy(data[f"targets_{step}"])
         batch = Batch([], targets, targets, None, {}, 0)
         loss = method.loss({"dropped": inputs, "global": inputs}, batch)["repelled"]
@@ -106,7 +106,7 @@ def merged(data: Arrays) -> Iterator[Comparison]:
     """Labels after every merge, each by features of its own."""
     labels = data["labels_0"]
     for step in range(int(data["steps"])):
-        labels = merge(_tensor(data[f"features_{step}"]), labels, int(data["merges"]), float(data["size_penalty"]))
+        labels = merge(tensor(data[f"features_{step}"]), labels, int(data["merges"]), float(data["size_penalty"]))
         yield f"labels_{step + 1}", labels, data[f"labels_{step + 1}"]
 
 
@@ -124,13 +124,13 @@ def patches(data: Arrays) -> Iterator[Comparison]:
         no_negative="released",
         local_momentum=1 - float(data["momentum"]),
     )
-    method = FCU(SimpleNamespace(settings=settings), _network(1), 1)
-    memory, width = _tensor(data["memory_0"]), data["embedding_0"].shape[1]
+    method = FCU(SimpleNamespace(settings=settings), network_of(1), 1)
+    memory, width = tensor(data["memory_0"]), data["embedding_0"].shape[1]
     images = memory.shape[1]
     method.local = Patches(memory, memory.new_zeros(images, width), torch.zeros(images, dtype=torch.bool))
     for step in range(sum(name.startswith("embedding_") for name in data)):
-        given = _tensor(data[f"patches_{step}"]).requires_grad_()
-        embedding = _tensor(data[f"embedding_{step}"]).requires_grad_()
+        given = tensor(data[f"patches_{step}"]).requires_grad_()
+        embedding = tensor(data[f"embedding_{step}"]).requires_grad_()
         indices = torch.from_numpy(data[f"indices_{step}"])
         terms = method.local_terms(given.transpose(0, 1), embedding.view(len(indices), 2, width), indices)
         method.after_step({}, Batch([], indices, indices, None, {}, 0))
@@ -142,22 +142,24 @@ def patches(data: Arrays) -> Iterator[Comparison]:
         yield f"agents_{step}", method.local.agents[indices].numpy(), data[f"agents_{step}"]
 
 
-KINDS: dict[str, Callable[[Arrays], Iterator[Comparison]]] = {
-    "alignment": alignment,
-    "mar_losses": mar,
-    "buc_repelled": repelled,
-    "buc_merge": merged,
-    "paul_patch": patches,
-}
+def hhl_triplet(data: Arrays) -> Iterator[Comparison]:
+    """Triplets of one domain and of both together, and CamStyle's label smoothing, each with its gradient."""
+    sides = ("source", "target")
+    features = {side: tensor(data[side]).requires_grad_() for side in sides}
+    labels = {side: torch.from_numpy(data[f"{side}_labels"]) for side in sides}
+    margin = float(data["margin"])
+    for side in sides:
+        loss = paired_triplet(features[side], labels[side], margin)
+        yield f"loss_{side}", loss.detach().numpy(), data[f"loss_{side}"]
+        if f"grad_{side}" in data:
+            yield f"grad_{side}", torch.autograd.grad(loss, features[side])[0].numpy(), data[f"grad_{side}"]
+    apart = torch.cat([labels["source"], labels["target"] + labels["source"].max() + 1])
+    loss = paired_triplet(torch.cat([features[side] for side in sides]), apart, margin)
+    yield "loss_joint", loss.detach().numpy(), data["loss_joint"]
+    for side, gradient in zip(sides, torch.autograd.grad(loss, list(features.values())), strict=True):
+        yield f"grad_joint_{side}", gradient.numpy(), data[f"grad_joint_{side}"]
 
-
-def _network(dim: int) -> nn.Module:
-    """Stands in for an embedder whose features are given."""
-    network = nn.Identity()
-    network.dim, network.bnneck = dim, nn.Identity()
-    return network
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    """In float64, as the official code ran."""
-    return torch.from_numpy(array).double()
+    logits = tensor(data["logits"]).requires_grad_()
+    loss = smoothed_cross_entropy(logits, torch.from_numpy(data["logit_labels"]), float(data["epsilon"]))
+    yield "loss_smoothed", loss.detach().numpy(), data["loss_smoothed"]
+    yield "grad_smoothed", torch.autograd.grad(loss, logits)[0].numpy(), data["grad_smoothed"]

@@ -1,0 +1,1 @@
+"""The implementation against golden files of official implementations."""

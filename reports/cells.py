@@ -115,15 +115,20 @@ def shared_replicates(a: Cell, b: Cell) -> list[int]:
 
 
 def check_data(a: Cell, b: Cell) -> None:
-    """Raises NotComparableError where the two share no replicate, or were tested on other data in one."""
+    """Raises NotComparableError where the two share no replicate, or differ in one by what they started from or saw."""
     shared = shared_replicates(a, b)
     if not shared:
         raise NotComparableError(f"{a.name} and {b.name} share no {'world' if a.in_worlds else 'seed'}")
-    tested: dict[tuple[int | None, int | None], str] = {}
+    tested: dict[tuple[int | None, ...], str] = {}
+    started: dict[tuple[int | None, ...], str | None] = {}
     for result in (result for cell in (b, a) for key in shared for result in cell.replicates[key]):
         record = result.record
         if tested.setdefault((record.world, record.fold), record.tested_on.fingerprint) != record.tested_on.fingerprint:
             raise NotComparableError(f"{title(result)} was tested on other data than {b.name}; evaluate both again")
+        start = record.initial.sha256
+        # What a method pre-trained is a start of its own.
+        if not record.initial.images_seen and started.setdefault((record.world, record.seed), start) != start:
+            raise NotComparableError(f"{title(result)} started from other weights than {b.name}; train both again")
 
 
 def estimate(a: Cell, b: Cell, weights: SharedWeights) -> Estimate:

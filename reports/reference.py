@@ -77,25 +77,41 @@ def by_row(results: Iterable[Result]) -> dict[tuple[str, ...], list[Result]]:
 
 
 def write(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Write the rows of ``results`` and return their folders; rows of which nothing was run now stay.
+    """Write the rows of ``results`` and return their folders; rows and worlds of which nothing was run now stay.
 
     Raises UserError when there is nothing to write, when a result is quarantined or failed (a reference is made of
-    results that hold), and when a row has fewer results than the one it would replace.
+    results that hold), and when what a row would keep was made by other settings.
     """
     bad = [result.record for result in results if not result.ok]
     if bad or not results:
         reason = f"{bad[0].run.name}, seed {bad[0].seed}: {bad[0].reason}" if bad else "no run has results"
         raise UserError(f"the reference was not written: {reason}")
-    rows = {folder / "runs" / "-".join(key): group for key, group in by_row(results).items()}
-    for place, group in rows.items():
-        kept = len(read_json(RowFile, place / ROW).replicates) if (place / ROW).is_file() else 0
-        if kept > len(group):
-            fewer = f"{place} has {kept} results, not {len(group)}"
-            raise UserError(f"the reference was not written: {fewer}; remove it first")
+    places = {folder / "runs" / "-".join(key): group for key, group in by_row(results).items()}
+    rows = {place: with_kept(group, place, folder / "queries") for place, group in places.items()}
     for place, group in rows.items():
         write_row(group, place, folder / "queries")
     remove_unused(folder)
     return list(rows)
+
+
+def with_kept(group: Sequence[Result], place: Path, ids: Path) -> list[Result]:
+    """A row's new results and those that the reference has of it in other worlds, folds or seeds, in their order."""
+    made = {where(result): result for result in group}
+    kept = {where(result): result for result in read_row(place, ids)} if (place / ROW).is_file() else {}
+    every = {**kept, **made}
+    settings = {result.record.run.config_hash for result in every.values()}
+    if len(settings) > 1:
+        raise UserError(
+            f"the reference was not written: {place} has {len(kept.keys() - made.keys())} more results by other "
+            "settings; remove it first"
+        )
+    return [every[one] for one in sorted(every)]
+
+
+def where(result: Result) -> tuple[int, ...]:
+    """World, fold and seed of a result, with -1 for what its dataset lacks."""
+    found = (getattr(result.record, name) for name in PLACE)
+    return tuple(-1 if value is None else value for value in found)
 
 
 def write_row(group: Sequence[Result], place: Path, ids: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline.jobs import ROOT
 from pipeline.settings import resolve_run
 from reports import readme, verify
 from reports.readme import (
+    ADAPTATION,
     END,
     START,
     ablation_rows,
@@ -87,7 +88,8 @@ def test_a_page_shows_the_committed_leaderboard(page: str, shown: Callable[[str,
 def test_real_people_stand_beside_drawn_ones_by_run_and_start(tmp_path: Path) -> None:
     start, end = (mark.format(name="real people", command="make readme") for mark in (START, END))
     rows = {"method": ["hhcl", "hhcl"], "variant": ["released", "paper"], "mAP_mean": [64.4, 69.9]}
-    pd.DataFrame({**rows, "backbone": "resnet18_half"}).to_csv(tmp_path / "leaderboard.csv")
+    place = {"backbone": "resnet18_half", "profile": "controlled", "dataset": "rendered"}
+    pd.DataFrame({**rows, **place}).to_csv(tmp_path / "leaderboard.csv")
     real = {"method": ["hhcl"] * 3, "variant": ["released", "released", "paper"], "mAP_mean": [2.1, 9.3, None]}
     datasets = ["cuhk03np_detected", "cuhk03np_detected-from-cuhk01", "cuhk03np_detected"]
     pd.DataFrame({**real, "dataset": datasets}).to_csv(tmp_path / "cuhk03np_detected.csv")
@@ -102,7 +104,8 @@ def test_real_people_stand_beside_drawn_ones_by_run_and_start(tmp_path: Path) ->
 
 def test_the_page_of_statistics_shows_what_the_committed_worlds_resolve() -> None:
     text = (ROOT / "docs" / "statistics.md").read_text()
-    assert with_resolution(text, read_reference(REFERENCE)) == text, "results/reference has changed: run `make readme`"
+    read = [read_reference(folder) for folder in (REFERENCE, REFERENCE / ADAPTATION)]
+    assert with_resolution(text, *read) == text, "results/reference has changed: run `make readme`"
 
 
 def test_the_readme_s_table_has_six_columns_and_says_why_a_row_has_no_number(tmp_path: Path) -> None:
@@ -122,6 +125,23 @@ def test_the_readme_s_table_marks_a_mean_over_fewer_worlds_than_the_other_rows_h
     text = with_six_columns(markers, tmp_path)
     assert "| 80.0 in 2 worlds |" in text
     assert "| 71.3             |" in text
+
+
+def test_rows_of_the_reference_for_adaptation_have_a_table_of_their_own_and_repeat_no_row(tmp_path: Path) -> None:
+    (tmp_path / ADAPTATION).mkdir()
+    pd.DataFrame([board_row("hhcl", 71.26)]).to_csv(tmp_path / "leaderboard.csv")
+    rows = [board_row("hhcl", 60.14), board_row("fcu", 36.3)]
+    pd.DataFrame(rows).to_csv(tmp_path / ADAPTATION / "leaderboard.csv")
+    markers = f"{START.format(name='leaderboard', command='make readme')}\n{END.format(name='leaderboard')}"
+    first, second = with_six_columns(markers, tmp_path).split("rows of `params.adaptation.yaml`")
+    assert "| hhcl  | resnet18_half | 71.3  |" in first
+    assert "fcu" not in first
+    assert "| 60.1 " in second
+    assert "| fcu " in second
+    measured = markers.replace("leaderboard", "measured")
+    assert "71.3" in with_measured(measured, "hhcl", tmp_path)
+    assert "60.1" not in with_measured(measured, "hhcl", tmp_path)
+    assert "36.3" in with_measured(measured, "fcu", tmp_path)
 
 
 @pytest.mark.parametrize("method", SURVEYED)

@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.validation import RecordError
 from pipeline.jobs import ROOT
 from pipeline.params import read_params
+from pipeline.settings import resolve_run
 from reports import leaderboard, reference, verify
 from reports.record import read_result
 from tests.reports.synthetic import write_params, write_result
@@ -90,11 +91,37 @@ def test_adding_a_row_leaves_the_files_of_the_others_as_they_are(here: Path) -> 
     assert set(pd.read_csv(FOLDER / "leaderboard.csv")["method"]) == {*RUNS, "spcl"}
 
 
-def test_a_reference_is_not_made_of_failed_results_nor_of_fewer_than_it_has(here: Path) -> None:
+def test_a_row_keeps_the_worlds_that_were_not_run_now_and_takes_those_that_were(here: Path) -> None:
+    shutil.rmtree("results/runs")
+    before = {result.record.world: result for result in reference.read(FOLDER) if result.record.run.name == "hhcl"}
+    for world in (1, 7):
+        write_result("hhcl", 0, np.full(len(PEOPLE), 0.5), PEOPLE + world, world=world)
+    write_params(here, ["hhcl"], [0], worlds=(1, 7))
+    verify.main(["--update"])
+    after = [result for result in reference.read(FOLDER) if result.record.run.name == "hhcl"]
+    assert [result.record.world for result in after] == [0, 1, 2, 7]
+    for result in after:
+        assert result.queries is not None
+        if result.record.world in (1, 7):
+            assert (result.queries["ap"] == 0.5).all()
+        else:
+            pd.testing.assert_frame_equal(result.queries, before[result.record.world].queries)
+            pd.testing.assert_frame_equal(result.curves, before[result.record.world].curves)
+
+
+def test_a_row_is_not_made_of_worlds_by_different_settings(here: Path) -> None:
     before = contents()
-    write_params(here, ["hhcl"], [0], worlds=WORLDS[:2])
-    with pytest.raises(UserError, match=r"not written: .*hhcl-released.* has 3 results, not 2; remove it first"):
+    shutil.rmtree("results/runs")
+    other = resolve_run("hhcl", "rendered", "tiny", {"clustering": {"eps": 0.7}}, backbone="resnet18_half")
+    write_result("hhcl", 0, np.full(len(PEOPLE), 0.5), PEOPLE + 7, world=7, run=other.record())
+    write_params(here, ["hhcl"], [0], worlds=(7,))
+    with pytest.raises(UserError, match=r"not written: .*hhcl-released.* has 3 more results by other settings"):
         verify.main(["--update"])
+    assert before == contents()
+
+
+def test_a_reference_is_not_made_of_failed_results(here: Path) -> None:
+    before = contents()
     write_result("hhcl", 0, np.full(30, 0.6), PEOPLE, world=1, failure="loss is not finite")
     with pytest.raises(UserError, match="not written: hhcl, seed 0: loss is not finite"):
         verify.main(["--update"])
@@ -154,8 +181,8 @@ def test_nested_records_are_parted_and_put_together_again() -> None:
     assert [reference.merged(shared, reference.without(record, shared)) for record in records] == records
 
 
-def test_the_committed_reference_is_whole_and_its_table_is_that_of_its_rows() -> None:
-    folder = ROOT / "results/reference"
+@pytest.mark.parametrize("folder", [ROOT / "results/reference", ROOT / "results/reference/adaptation"])
+def test_a_committed_reference_is_whole_and_its_table_is_that_of_its_rows(folder: Path) -> None:
     results = reference.read(folder)
     assert results
     made = leaderboard.compared_table(results).reset_index(drop=True)

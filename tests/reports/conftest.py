@@ -1,4 +1,4 @@
-"""A report with every panel, made once for all tests that look at it."""
+"""A working directory of a test's own, and a report with every panel, made once for all tests that look at it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from reports.page.material import Material, gather
 from reports.table import read_results
 from tests.conftest import TinyWorld
 from tests.reports.site import write_site
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory: stages find results below it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,23 @@ def write_params(folder: Path, runs: list[str], seeds: list[int], worlds: Sequen
     return file
 
 
+PEOPLE = np.repeat(np.arange(40), 4)
+
+
+def aps(level: float, seed: int = 0, noise: float = 0.02) -> np.ndarray:
+    """APs of PEOPLE around a level: people differ, runs differ by a little."""
+    rng = np.random.default_rng(seed + round(1000 * level))
+    people = np.random.default_rng(99).normal(0, 0.1, 40)[PEOPLE]
+    return np.clip(level + people + rng.normal(0, noise, len(PEOPLE)), 0.01, 1)
+
+
+def write_runs(levels: dict[str, float], seeds: list[int]) -> None:
+    """Results of runs at these levels with each seed."""
+    for name, level in levels.items():
+        for seed in seeds:
+            write_result(name, seed, aps(level, seed), PEOPLE)
+
+
 def side_file(ap: np.ndarray, people: np.ndarray) -> pd.DataFrame:
     """Per-query results with these APs; a query's first match is where a single match would give its AP."""
     return pd.DataFrame(

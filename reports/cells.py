@@ -14,7 +14,7 @@ import pandas as pd
 
 from core.errors import UserError
 from core.rng import Streams
-from pipeline.records import RunRecord, adaptive
+from pipeline.records import ExternalRecord, ResultRecord, RunRecord, adaptive
 from reports.record import Result
 from reports.statistics import DRAWS, Estimate, identity_weights, over_worlds, two_level
 from reports.table import CEILING, FLOOR, KEY, MAIN, place
@@ -120,15 +120,21 @@ def check_data(a: Cell, b: Cell) -> None:
     if not shared:
         raise NotComparableError(f"{a.name} and {b.name} share no {'world' if a.in_worlds else 'seed'}")
     tested: dict[tuple[int | None, ...], str] = {}
-    started: dict[tuple[int | None, ...], str | None] = {}
+    started: dict[tuple[int | None, ...], str] = {}
     for result in (result for cell in (b, a) for key in shared for result in cell.replicates[key]):
         record = result.record
         if tested.setdefault((record.world, record.fold), record.tested_on.fingerprint) != record.tested_on.fingerprint:
             raise NotComparableError(f"{title(result)} was tested on other data than {b.name}; evaluate both again")
-        start = record.initial.sha256
-        # What a method pre-trained is a start of its own.
-        if not record.initial.images_seen and started.setdefault((record.world, record.seed), start) != start:
+        start = warm_start_of(record)
+        if start and started.setdefault((record.world, record.seed), start) != start:
             raise NotComparableError(f"{title(result)} started from other weights than {b.name}; train both again")
+
+
+def warm_start_of(record: ResultRecord | ExternalRecord) -> str | None:
+    """Hash of the weights that a run shares with those beside it; None after a pre-training of its own, or unknown."""
+    if isinstance(record, ExternalRecord) or record.initial.images_seen:
+        return None
+    return record.initial.sha256
 
 
 def estimate(a: Cell, b: Cell, weights: SharedWeights) -> Estimate:

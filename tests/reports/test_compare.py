@@ -316,14 +316,20 @@ def test_runs_of_other_data_or_other_queries_are_not_compared(here: Path, change
 
 def test_runs_of_one_world_that_started_from_other_weights_are_not_compared(here: Path) -> None:
     params = in_worlds(3, {})
-    start = {"source": "rendered source, labelled", "sha256": "made on another machine"}
-    write_result("hhcl", 0, aps(0.6), PEOPLE + 200, world=2, fingerprint="world 2", initial=start)
+    start = {"source": "rendered source, labelled", "sha256": "made here"}
+    place = {"world": 2, "fingerprint": "world 2"}
+    write_result("cluster_contrast", 0, aps(0.6), PEOPLE + 200, **place, initial=start)
+    unknown = pair(compare_worlds(params), "hhcl", "cluster_contrast")
+    assert unknown["worlds"] == 3
+    assert pd.notna(unknown["difference"])
+    other = {**start, "sha256": "made on another machine"}
+    write_result("hhcl", 0, aps(0.6), PEOPLE + 200, **place, initial=other)
     row = pair(compare_worlds(params), "hhcl", "cluster_contrast")
     assert "hhcl world 2 seed 0 started from other weights than cluster_contrast" in row["verdict"]
     assert pd.isna(row["difference"])
-    start["images_seen"] = 96  # by a pre-training of the method's own
-    write_result("hhcl", 0, aps(0.6), PEOPLE + 200, world=2, fingerprint="world 2", initial=start)
-    assert pair(compare_worlds(params), "hhcl", "cluster_contrast")["worlds"] == 3
+    other["images_seen"] = 96  # by a pre-training of the method's own
+    write_result("hhcl", 0, aps(0.6), PEOPLE + 200, **place, initial=other)
+    assert pd.notna(pair(compare_worlds(params), "hhcl", "cluster_contrast")["difference"])
 
 
 def test_queries_are_matched_by_index_not_by_line(here: Path) -> None:

@@ -77,9 +77,9 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ABLATED)
 def test_every_ablation_row_of_a_method_trains_and_is_tabled_against_the_full_method(method: str, here: Path) -> None:
-    """Three or four rows of each method; all with WHOLE_ABLATIONS set, as `make torture` has it."""
+    """Two or three rows of each method; all with WHOLE_ABLATIONS set, as `make torture` has it."""
     rows = [row for row in method_config(method)["ablations"] if row not in TOO_LARGE.get(method, ())]
-    rows = rows if os.environ.get("WHOLE_ABLATIONS") else rows[:: max(1, len(rows) // 3)]
+    rows = rows if os.environ.get("WHOLE_ABLATIONS") else rows[:: max(1, len(rows) // 2)]
     assert ablation.main(["--method", method, "--rows", *rows, "--jobs", "2", "--device", "cpu"]) == 0
     table = pd.read_csv(here / f"results/ablations/{method}.csv").set_index("row")
     assert list(table.index) == ["full", *rows]

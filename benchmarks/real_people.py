@@ -6,6 +6,7 @@ Run it from a folder where `python -m pipeline sweep --params params.cuhk03.yaml
 labels: no label at all. The training images are clustered twice, from the images and from their mirror images. A good
     setting clusters many of them, and the same way both times.
 heldout: the training people are split; methods train on the images of some, without ids, and are tested on the others.
+    A setting with a `start` has a warm start of its own, trained on the labelled source with those changes.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--part", choices=("labels", "heldout"), nargs="+", default=[], help="what to run")
     arguments.add_argument("--setting", nargs="+", help="some settings of `heldout` only, by their titles")
+    arguments.add_argument("--start-from", help="as of `pretrain`, for settings with a start of their own")
     arguments.add_argument("--table", action="store_true", help="table what there is")
     options = arguments.parse_args(argv)
     written = read_mapping(SETTINGS)
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     well = True
     if "heldout" in options.part:
         for title in options.setting or written["heldout"]["settings"]:
-            well &= train_on_some(title, written)
+            well &= train_on_some(title, written, options.start_from)
     if options.table:
         text = PAGE.read_text()
         for name, body in (("labels", labels_table(written)), ("heldout", heldout_table(written))):
@@ -110,30 +112,54 @@ def embedded(start: str, written: Mapping[str, Any], mirrored: bool) -> Tensor:
     return embed_all(method, store, run.config, (initial.mean, initial.std), group)["feature"]
 
 
-def train_on_some(title: str, written: Mapping[str, Any]) -> bool:
+def train_on_some(title: str, written: Mapping[str, Any], start_from: str | None) -> bool:
     """Run what is missing of one setting of `heldout`; True when all of it ended well."""
     part = written["heldout"]
     start, place = part["start"], FOLDER / title.replace(" ", "_")
+    setting = dict(part["settings"][title])
+    own_start = setting.pop("start", None)
     held_out(read_manifest(data_folder(start)), part["people"]).write(place / "data" / start)
-    if not (place / "initial").exists():
-        (place / "initial").symlink_to(Path("initial").resolve())
     params = {
         "profile": written["profile"],
         "datasets": [start],
         "backbones": {"cnn": written["backbone"]},
-        "runs": {"cnn": part["runs"]},
+        "runs": {"cnn": setting.pop("runs", part["runs"])},
         "seeds": [0],
         "threads": written["threads"],
         "launch": "python",
         "data_root": "nowhere",
         "rendered": {"size": "medium"},
-        "overrides": part["settings"][title],
+        "overrides": setting,
     }
     write_text(place / "params.yaml", yaml.safe_dump(params, sort_keys=False))
-    print(f"{title}: {', '.join(part['runs'])} in {place}", flush=True)
+    print(f"{title}: {', '.join(params['runs']['cnn'])} in {place}", flush=True)
+    if own_start is None and not (place / "initial").exists():
+        (place / "initial").symlink_to(Path("initial").resolve())
+    folder = initial_folder(start, written["backbone"], 0)
+    if not (place / folder).exists():
+        changes = [word for change in dotted(own_start or {}) for word in ("--set", change)]
+        changes += ["--start-from", start_from] if start_from else []
+        stage = ["pretrain", "--dataset", start, "--backbone", written["backbone"], "--params", "start.yaml"]
+        write_text(place / "start.yaml", yaml.safe_dump({**params, "overrides": {}}, sort_keys=False))
+        if not pipeline_command([*stage, *changes], place):
+            return False
+    return pipeline_command(["sweep"], place)
+
+
+def pipeline_command(command: Sequence[str], place: Path) -> bool:
+    """Whether a command of the suite ended well, in the folder ``place`` on the CPU."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline", "sweep", "--device", "cpu"]
-    return subprocess.run(command, cwd=place, env=environment, check=False).returncode == 0
+    whole = [sys.executable, "-m", "pipeline", *command, "--device", "cpu"]
+    return subprocess.run(whole, cwd=place, env=environment, check=False).returncode == 0
+
+
+def dotted(settings: Mapping[str, Any], above: str = "") -> list[str]:
+    """``{a: {b: 1}}`` as ``["a.b=1"]``."""
+    found = []
+    for key, value in settings.items():
+        name = f"{above}{key}"
+        found += dotted(value, f"{name}.") if isinstance(value, Mapping) else [f"{name}={value}"]
+    return found
 
 
 def held_out(manifest: Manifest, people: int) -> Manifest:

@@ -1,7 +1,9 @@
 """Real people beside drawn ones: params.cuhk03.yaml's results as a table, and whether drawn worlds order methods alike.
 
-Writes OUT.md and OUT.csv. A section for each start of the same target; what papers publish for the target; the order of
-methods here against that of a reference of drawn people; and with --cross-domain the matrix that `cross_domain` wrote.
+A run that was not made here is taken from the reference of real people, which `verify --update` writes, if it has it
+with the same settings. Writes OUT.md and OUT.csv. A section for each start of the same target; what papers publish for
+the target; the order of methods here against that of a reference of drawn people; and with --cross-domain the matrix
+that `cross_domain` wrote.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from reports.compare import NOTE as COMPARISON_NOTE
 from reports.compare import compare, difference_table, to_baseline
 from reports.leaderboard import ADAPTIVE_NOTE, adaptive_table, main_table, named
 from reports.published import rows as published_rows
-from reports.table import MAIN, adaptive_rows, leaderboard, read_results, warn_of_unusable
+from reports.record import Result
+from reports.table import KEY, MAIN, NOT_RUN, adaptive_rows, leaderboard, read_results, warn_of_unusable
 from reports.text import markdown_table, number
 
 HEADING = """\
@@ -43,15 +46,19 @@ ORDER = (
 )
 
 
+REFERENCE = Path("results/reference/cuhk03np_detected")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write OUT.md and OUT.csv, and print the former."""
     arguments = cli.parser("real_people", __doc__ or "")
     arguments.add_argument("--params", type=Path, default=Path("params.cuhk03.yaml"), help="what was run")
+    arguments.add_argument("--reference", type=Path, default=REFERENCE, help="runs that were made earlier or elsewhere")
     arguments.add_argument("--drawn", type=Path, default=Path("results/reference"), help="a reference of drawn people")
     arguments.add_argument("--cross-domain", type=Path, help="folder that `cross_domain` wrote")
     arguments.add_argument("--out", type=Path, default=Path("results/cuhk03np_detected"), help="files, less .md, .csv")
     options = arguments.parse_args(argv)
-    results = read_results(cli.read_params(options))
+    results = with_committed(read_results(cli.read_params(options)), options.reference)
     warn_of_unusable(results)
     table = to_baseline(leaderboard([result.record for result in results]), compare(results))
     made = [result.record for result in results if isinstance(result.record, ResultRecord)]
@@ -63,6 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_text(Path(f"{options.out}.md"), text)
     print(text)
     return 0
+
+
+def with_committed(results: Sequence[Result], folder: Path) -> list[Result]:
+    """``results`` with the reference's in place of those that were not run here, where its settings are the same."""
+    there = {identity(result): result for result in reference.read(folder)}
+    return [there.get(identity(result), result) if result.record.status == NOT_RUN else result for result in results]
+
+
+def identity(result: Result) -> tuple[object, ...]:
+    """What a result is of: its row, settings, world, fold and seed."""
+    run = result.record.run
+    return *(getattr(run, name) for name in KEY), run.config_hash, *reference.where(result)
 
 
 def markdown(table: pd.DataFrame, drawn: pd.DataFrame, commits: Sequence[str] = (), matrix: str = "") -> str:

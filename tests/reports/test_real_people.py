@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,3 +55,18 @@ def test_the_command_reads_results_here_and_a_reference_of_drawn_people(drawn: p
     written = pd.read_csv("out/real.2.csv")
     assert written["mAP_mean"].tolist() == pytest.approx(drawn["mAP_mean"].tolist())
     assert "| hhcl" in Path("out/real.2.md").read_text()
+
+
+def test_a_run_that_was_not_made_here_is_taken_from_the_reference_if_its_settings_are_the_same(
+    drawn: pd.DataFrame, tmp_path: Path
+) -> None:
+    shutil.rmtree("results/runs/hhcl-rendered-0-resnet18_half-0")
+    shutil.rmtree("results/runs/spcl-rendered-1-resnet18_half-0")
+    arguments = ["--params", "params.yaml", "--drawn", "results/reference", "--out", "out/real"]
+    assert real_people.main([*arguments, "--reference", "results/reference"]) == 0
+    assert pd.read_csv("out/real.csv")["mAP_mean"].tolist() == pytest.approx(drawn["mAP_mean"].tolist())
+    file = tmp_path / "params.yaml"
+    file.write_text(file.read_text() + "overrides: {clustering: {eps: 0.4}}\n")
+    assert real_people.main([*arguments, "--reference", "results/reference"]) == 0
+    written = pd.read_csv("out/real.csv").set_index("method")
+    assert written.loc["hhcl", "status"] == "not run (1 of 2 runs)"

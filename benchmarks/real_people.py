@@ -1,12 +1,12 @@
 """How the profile `controlled_real` was set without a test label of CUHK03: `python -m benchmarks.real_people --table`.
 
 Run it from a folder where `python -m pipeline sweep --params params.cuhk03.yaml` has made data and warm starts.
-`--table` tables what there is into docs/calibration.md. The settings are in real_people.yaml.
+`--table` tables what there is into docs/calibration.md; the table of a part that was not run here stays. The settings are in
+real_people.yaml.
 
 labels: no label at all. The training images are clustered twice, from the images and from their mirror images. A good
     setting clusters many of them, and the same way both times.
 heldout: the training people are split; methods train on the images of some, without ids, and are tested on the others.
-    A setting with a `start` has a warm start of its own, trained on the labelled source with those changes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from pipeline.jobs import CACHE, ROOT, Job, data_folder, initial_folder
 from pipeline.records import read_result
 from pipeline.settings import resolve_run
 from reports.readme import replace_between
-from reports.text import markdown_table, number
+from reports.text import NONE, markdown_table, number
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 PAGE = ROOT / "docs/calibration.md"
@@ -56,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--part", choices=("labels", "heldout"), nargs="+", default=[], help="what to run")
     arguments.add_argument("--setting", nargs="+", help="some settings of `heldout` only, by their titles")
-    arguments.add_argument("--start-from", help="as of `pretrain`, for settings with a start of their own")
     arguments.add_argument("--table", action="store_true", help="table what there is")
     options = arguments.parse_args(argv)
     written = read_mapping(SETTINGS)
@@ -67,11 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     well = True
     if "heldout" in options.part:
         for title in options.setting or written["heldout"]["settings"]:
-            well &= train_on_some(title, written, options.start_from)
+            well &= train_on_some(title, written)
     if options.table:
         text = PAGE.read_text()
         for name, body in (("labels", labels_table(written)), ("heldout", heldout_table(written))):
-            text = replace_between(text, f"real-{name}", body, "python -m benchmarks.real_people --table")
+            if body:
+                text = replace_between(text, f"real-{name}", body, "python -m benchmarks.real_people --table")
         write_text(PAGE, text)
     return int(not well)
 
@@ -112,54 +112,30 @@ def embedded(start: str, written: Mapping[str, Any], mirrored: bool) -> Tensor:
     return embed_all(method, store, run.config, (initial.mean, initial.std), group)["feature"]
 
 
-def train_on_some(title: str, written: Mapping[str, Any], start_from: str | None) -> bool:
+def train_on_some(title: str, written: Mapping[str, Any]) -> bool:
     """Run what is missing of one setting of `heldout`; True when all of it ended well."""
     part = written["heldout"]
     start, place = part["start"], FOLDER / title.replace(" ", "_")
-    setting = dict(part["settings"][title])
-    own_start = setting.pop("start", None)
     held_out(read_manifest(data_folder(start)), part["people"]).write(place / "data" / start)
+    if not (place / "initial").exists():
+        (place / "initial").symlink_to(Path("initial").resolve())
     params = {
         "profile": written["profile"],
         "datasets": [start],
         "backbones": {"cnn": written["backbone"]},
-        "runs": {"cnn": setting.pop("runs", part["runs"])},
+        "runs": {"cnn": part["runs"]},
         "seeds": [0],
         "threads": written["threads"],
         "launch": "python",
         "data_root": "nowhere",
         "rendered": {"size": "medium"},
-        "overrides": setting,
+        "overrides": part["settings"][title],
     }
     write_text(place / "params.yaml", yaml.safe_dump(params, sort_keys=False))
-    print(f"{title}: {', '.join(params['runs']['cnn'])} in {place}", flush=True)
-    if own_start is None and not (place / "initial").exists():
-        (place / "initial").symlink_to(Path("initial").resolve())
-    folder = initial_folder(start, written["backbone"], 0)
-    if not (place / folder).exists():
-        changes = [word for change in dotted(own_start or {}) for word in ("--set", change)]
-        changes += ["--start-from", start_from] if start_from else []
-        stage = ["pretrain", "--dataset", start, "--backbone", written["backbone"], "--params", "start.yaml"]
-        write_text(place / "start.yaml", yaml.safe_dump({**params, "overrides": {}}, sort_keys=False))
-        if not pipeline_command([*stage, *changes], place):
-            return False
-    return pipeline_command(["sweep"], place)
-
-
-def pipeline_command(command: Sequence[str], place: Path) -> bool:
-    """Whether a command of the suite ended well, in the folder ``place`` on the CPU."""
+    print(f"{title}: {', '.join(part['runs'])} in {place}", flush=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    whole = [sys.executable, "-m", "pipeline", *command, "--device", "cpu"]
-    return subprocess.run(whole, cwd=place, env=environment, check=False).returncode == 0
-
-
-def dotted(settings: Mapping[str, Any], above: str = "") -> list[str]:
-    """``{a: {b: 1}}`` as ``["a.b=1"]``."""
-    found = []
-    for key, value in settings.items():
-        name = f"{above}{key}"
-        found += dotted(value, f"{name}.") if isinstance(value, Mapping) else [f"{name}={value}"]
-    return found
+    command = [sys.executable, "-m", "pipeline", "sweep", "--device", "cpu"]
+    return subprocess.run(command, cwd=place, env=environment, check=False).returncode == 0
 
 
 def held_out(manifest: Manifest, people: int) -> Manifest:
@@ -184,24 +160,31 @@ def labels_table(written: Mapping[str, Any]) -> str:
                 shares = {name: number(100 * row[name]) for name in ("clustered", "largest", "agreement")}
                 first = {name: f"{row[name]:g}" for name in ("k1", "k2", "eps")}
                 lines.append({"start": start, **first, "clusters": f"{row['clusters']:.0f}", **shares})
-    return markdown_table(lines) if lines else "Not run."
+    return markdown_table(lines) if lines else ""
 
 
 def heldout_table(written: Mapping[str, Any]) -> str:
-    """mAP on the held-out people in percent, and the last labels, of every setting that was run."""
+    """mAP on the held-out people in percent, and the last labels, of every setting that was run.
+
+    Links across cameras: the share of pairs of images in one cluster whose two are of different cameras.
+    """
     part, lines = written["heldout"], []
     for title in part["settings"]:
-        line = {"setting": title}
+        line = {"setting": title, **dict.fromkeys(part["runs"], NONE)}
+        ran = False
         for run in part["runs"]:
             job = Job(run, part["start"], written["backbone"], 0)
             folder = FOLDER / title.replace(" ", "_") / job.evaluated
             if (folder / "result.json").is_file():
+                ran = True
                 score = read_result(folder).selection.last.figure("mAP")
                 line[run] = number(np.nan if score is None else 100 * score)
                 last = pd.read_csv(folder / "curves.csv").iloc[-1]
-                line |= {"clusters": f"{last['clusters']:.0f}", "outliers": f"{last['outliers']:.0f}"}
-        lines += [line] if len(line) > 1 else []
-    return markdown_table(lines) if lines else "Not run."
+                if run != FLOOR:
+                    line |= {"clusters": f"{last['clusters']:.0f}", "outliers": f"{last['outliers']:.0f}"}
+                    line["links across cameras"] = number(100 * last["audit_cross_camera_link_share"])
+        lines += [line] if ran else []
+    return markdown_table(lines) if lines else ""
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How the profile `controlled_real` was set without a test label of CUHK03: `python -m benchmarks.real_people --table`.
 
 Run it from a folder where `python -m pipeline sweep --params params.cuhk03.yaml` has made data and warm starts.
-`--table` tables what there is into docs/calibration.md; the table of a part that was not run here stays. The settings are in
-real_people.yaml.
+`--table` tables what there is into docs/calibration.md; the table of a part that was not run here stays. The settings
+are in real_people.yaml.
 
 labels: no label at all. The training images are clustered twice, from the images and from their mirror images. A good
     setting clusters many of them, and the same way both times.

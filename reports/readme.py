@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,8 +91,13 @@ def with_leaderboard(text: str, reference: Path) -> str:
     parts = []
     for told, folder in folders(reference).items():
         body = (folder / "leaderboard.md").read_text().partition("\n")[2].strip()
-        parts += [OTHER_STARTS.format(told=told), body] if told else [body]
+        parts += [OTHER_STARTS.format(told=told), with_headings(body, told)] if told else [body]
     return replace_between(text, "leaderboard", "\n\n".join(parts))
+
+
+def with_headings(text: str, told: str) -> str:
+    """Markdown whose every heading says which table it is of."""
+    return re.sub(r"^#+ .+$", lambda heading: f"{heading[0]}, {told}", text, flags=re.MULTILINE)
 
 
 def with_resolution(text: str, *references: Sequence[Result]) -> str:

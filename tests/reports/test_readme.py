@@ -144,6 +144,17 @@ def test_rows_of_the_reference_for_adaptation_have_a_table_of_their_own_and_repe
     assert "36.3" in with_measured(measured, "fcu", tmp_path)
 
 
+def test_two_tables_of_one_page_have_headings_of_their_own(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / ADAPTATION):
+        folder.mkdir(exist_ok=True)
+        (folder / "leaderboard.csv").write_text("")
+        (folder / "leaderboard.md").write_text("# Leaderboard\n\n## rendered\n\n| # |\n\n### Cost: rendered\n")
+    markers = f"{START.format(name='leaderboard', command='make readme')}\n{END.format(name='leaderboard')}"
+    headings = [line for line in with_leaderboard(markers, tmp_path).splitlines() if line.startswith("#")]
+    own = ", rows of `params.adaptation.yaml`"
+    assert headings == ["## rendered", "### Cost: rendered", f"## rendered{own}", f"### Cost: rendered{own}"]
+
+
 @pytest.mark.parametrize("method", SURVEYED)
 def test_a_method_s_readme_shows_its_committed_results(method: str) -> None:
     text = (methods.folder(method) / "README.md").read_text()

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from core.allocation import keep_freed_memory
 from core.errors import UserError
 
 # How long a rank waits for the others: rank 0 clusters alone, on large data for longer than NCCL's 10 minutes.
@@ -54,6 +55,8 @@ def start(device: str) -> ProcessGroup:
         raise UserError("--device cuda was asked for, but torch sees no CUDA device; use --device cpu")
     if device == "cuda":
         repeatable_cuda()
+    else:
+        keep_freed_memory()
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         return ProcessGroup(0, 1, torch.device("cuda", 0) if device == "cuda" else torch.device("cpu"))
     place = torch.device("cpu")

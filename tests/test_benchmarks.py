@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import images, training
+from benchmarks import allocation, images, training
 from core.distributed import ProcessGroup
 from pipeline.jobs import Job
 from tests.conftest import PARAMS, TinyWorld
@@ -57,3 +57,11 @@ def test_images_of_the_file_are_taken_with_and_without_reading_ahead(
     assert line.startswith("0 ms a step, 2 images a batch: in memory")
     assert "; file, read ahead " in line
     assert not list(tmp_path.iterdir())
+
+
+def test_what_freed_memory_costs_is_measured_with_and_without_keeping_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "IMAGES", 128)
+    for work in allocation.BATCHES:
+        rate, peak = allocation.measure("resnet18_half", work, "given back")
+        assert rate > 0
+        assert peak > 0

@@ -16,6 +16,7 @@ from pipeline.jobs import ROOT
 from pipeline.params import read_params
 from pipeline.settings import resolve_run
 from reports import leaderboard, reference, verify
+from reports.readme import ADAPTATION, REAL
 from reports.record import read_result
 from tests.reports.synthetic import write_params, write_result
 
@@ -181,8 +182,9 @@ def test_nested_records_are_parted_and_put_together_again() -> None:
     assert [reference.merged(shared, reference.without(record, shared)) for record in records] == records
 
 
-@pytest.mark.parametrize("folder", [ROOT / "results/reference", ROOT / "results/reference/adaptation"])
+@pytest.mark.parametrize("folder", [Path(), Path(ADAPTATION), Path(REAL)])
 def test_a_committed_reference_is_whole_and_its_table_is_that_of_its_rows(folder: Path) -> None:
+    folder = ROOT / "results/reference" / folder
     results = reference.read(folder)
     assert results
     made = leaderboard.compared_table(results).reset_index(drop=True)

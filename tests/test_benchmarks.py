@@ -59,7 +59,7 @@ def test_images_of_the_file_are_taken_with_and_without_reading_ahead(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_freed_memory_costs_is_measured_with_and_without_keeping_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_freed_memory_costs_is_measured_of_extraction_and_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocation, "IMAGES", 128)
     for work in allocation.BATCHES:
         rate, peak = allocation.measure("resnet18_half", work, "given back")

@@ -15,7 +15,7 @@ from core.files import replacing, write_text
 from pipeline import cli
 from pipeline.jobs import data_folder
 from pipeline.settings import FULL, method_config, resolve_run, row_name
-from reports import leaderboard, resolution
+from reports import forecast, leaderboard, resolution
 from reports.cells import SETTING
 from reports.compare import SOURCE_ALONE
 from reports.real_people import started
@@ -73,7 +73,7 @@ def show(reference: Path, readme: Path) -> None:
     page = docs / "leaderboard.md"
     write_text(page, with_leaderboard(page.read_text(), reference))
     page = docs / "statistics.md"
-    write_text(page, with_resolution(page.read_text(), results, adapting))
+    write_text(page, with_forecast(with_resolution(page.read_text(), results, adapting), results))
 
 
 def folders(reference: Path) -> dict[str, Path]:
@@ -107,6 +107,11 @@ def with_resolution(text: str, *references: Sequence[Result]) -> str:
     table = pd.concat([resolution.resolution(results) for results in references], ignore_index=True)
     table = table.drop_duplicates(["a", "b", *SETTING])
     return replace_between(text, "resolution", resolution.markdown(table) if len(table) else "One world: nothing yet.")
+
+
+def with_forecast(text: str, results: Sequence[Result]) -> str:
+    """docs/statistics.md with what earlier worlds foretold of later ones."""
+    return replace_between(text, "forecast", forecast.markdown(forecast.forecasts(results)))
 
 
 def with_six_columns(text: str, reference: Path) -> str:

@@ -21,6 +21,7 @@ from reports.readme import (
     ablation_rows,
     leaderboard_rows,
     replace_between,
+    with_forecast,
     with_leaderboard,
     with_measured,
     with_real_people,
@@ -62,7 +63,7 @@ def test_a_clone_without_runs_and_data_shows_the_rows_of_its_reference(
     Path("docs").mkdir()
     for page in ("README.md", "docs/leaderboard.md"):
         Path(page).write_text(TEXT + TEXT.replace("leaderboard", "real people"))
-    Path("docs/statistics.md").write_text(TEXT.replace("leaderboard", "resolution"))
+    Path("docs/statistics.md").write_text("".join(TEXT.replace("leaderboard", it) for it in ("resolution", "forecast")))
     readme.show(Path("results/reference"), Path("README.md"))
     for page in ("README.md", "docs/leaderboard.md"):
         assert "| 62.5 " in Path(page).read_text()
@@ -106,6 +107,7 @@ def test_the_page_of_statistics_shows_what_the_committed_worlds_resolve() -> Non
     text = (ROOT / "docs" / "statistics.md").read_text()
     read = [read_reference(folder) for folder in (REFERENCE, REFERENCE / ADAPTATION)]
     assert with_resolution(text, *read) == text, "results/reference has changed: run `make readme`"
+    assert with_forecast(text, read[0]) == text, "results/reference has changed: run `make readme`"
 
 
 def test_the_readme_s_table_has_six_columns_and_says_why_a_row_has_no_number(tmp_path: Path) -> None:

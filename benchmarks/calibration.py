@@ -1,7 +1,9 @@
 """How the small benchmark's settings were chosen: `python -m benchmarks.calibration --jobs 2` runs and tables it.
 
 Each setting of calibration.yaml is a sweep in a folder of its own below results/calibration, on worlds that no
-leaderboard shows. What is there is not run again. `--table` tables what there is into docs/calibration.md.
+leaderboard shows. What is there is not run again. What came out joins results/reference/calibration.csv, of which
+docs/calibration.md has the tables; `--table` does that alone. Runs are compared if they started from the same weights:
+another machine's are further lines of the file.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import yaml
 
 from core.config import merge
 from core.errors import UserError
-from core.files import write_text
+from core.files import write_csv, write_text
 from core.validation import read_mapping
 from pipeline.jobs import ROOT, Job
 from pipeline.params import DRAWN
@@ -31,8 +34,13 @@ from reports.text import markdown_table, number, signed
 SETTINGS = Path(__file__).with_suffix(".yaml")
 PAGE = ROOT / "docs/calibration.md"
 FOLDER = ROOT / "results/calibration"
+FIGURES = ROOT / "results/reference/calibration.csv"
+KEY = ["place", "run", "world", "start"]  # of a figure; `place` names size and overrides, `start` the weights
+STARTED = ["world", "start"]
+MEASURED = ["mAP", "seconds"]
+NONE_YET = "Not run."
 PARTS = ("sizes", "lengths", "search")
-FLOOR, CEILING = "warm_start", "supervised"
+FLOOR = "warm_start"
 SHAPES = ("input", "augment")  # what a warm start shares with its training
 
 
@@ -54,11 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             part = written[name]
             for title in options.setting or part["settings"]:
                 failed |= not sweep(written, part, title, options.worlds or part["worlds"], options.jobs)
+    figures = known(written)
+    if len(figures):
+        write_csv(FIGURES, figures)
     text = PAGE.read_text()
     for name in PARTS:
-        found = collected(written, written[name])
-        if len(found):  # a clone without runs keeps what the page says
-            text = replace_between(text, name, TABLES[name](found, written), "python -m benchmarks.calibration --table")
+        told = TABLES[name](figures, written)
+        if told != NONE_YET:  # what the page says of a part without figures stays
+            text = replace_between(text, name, told, "python -m benchmarks.calibration --table")
     write_text(PAGE, text)
     return int(failed)
 
@@ -116,46 +127,79 @@ def share(folder: Path, setting: Mapping[str, Any]) -> None:
             (folder / name).symlink_to(FOLDER / shared)
 
 
-def collected(written: Mapping[str, Any], part: Mapping[str, Any]) -> pd.DataFrame:
-    """(setting, run, world, mAP in percent, seconds) of the results that there are."""
+def known(written: Mapping[str, Any]) -> pd.DataFrame:
+    """The figures of the file and of the runs here, which replace the file's where both have one.
+
+    mAP in percent, seconds of the whole run.
+    """
     backbone = read_mapping(ROOT / "params.yaml")["backbones"]["cnn"]
     rows = []
-    for title, setting in part["settings"].items():
-        for run in part["runs"]:
-            for world in part["worlds"]:
-                job = Job(run, f"{DRAWN}-{world}", backbone, 0)
-                folder = place(start_of(setting) if run == FLOOR else setting) / job.evaluated
-                if (folder / "result.json").is_file():
-                    record = read_result(folder)
-                    score = record.selection.last.figure("mAP")
-                    value = np.nan if score is None else 100 * score
-                    rows.append((title, run, world, value, record.cost.seconds_total))
-    return pd.DataFrame(rows, columns=["setting", "run", "world", "mAP", "seconds"])
+    for part in (written[name] for name in PARTS):
+        for setting, run, world in product(part["settings"].values(), part["runs"], part["worlds"]):
+            made = placed(setting, run)
+            folder = made / Job(run, f"{DRAWN}-{world}", backbone, 0).evaluated
+            if (folder / "result.json").is_file():
+                rows.append(figure(folder, {"place": made.name, "run": run, "world": world}))
+    there = [pd.read_csv(FIGURES, dtype={"start": str})] if FIGURES.is_file() else []
+    here = [pd.DataFrame(rows)] if rows else []
+    both = pd.concat([*there, *here]) if there or here else pd.DataFrame(columns=[*KEY, *MEASURED])
+    return both.drop_duplicates(KEY, keep="last").sort_values(KEY, ignore_index=True)
 
 
-def grid(found: pd.DataFrame, title: str) -> pd.DataFrame:
-    """mAP of one setting: a row per world, a column per run."""
-    return found[found["setting"] == title].pivot_table(index="world", columns="run", values="mAP")
+def figure(folder: Path, named: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of a run's result; no mAP where the run failed."""
+    record = read_result(folder)
+    score = record.selection.last.figure("mAP")
+    return {
+        **named,
+        "start": str(record.initial.sha256)[:8],
+        "mAP": np.nan if score is None else round(100 * score, 3),
+        "seconds": round(record.cost.seconds_total),
+    }
 
 
-def sizes_table(found: pd.DataFrame, written: Mapping[str, Any]) -> str:
+def placed(setting: Mapping[str, Any], run: str) -> Path:
+    """The folder that holds a run of a setting: the warm start's is that of its own setting."""
+    return place(start_of(setting) if run == FLOOR else setting)
+
+
+def of_setting(figures: pd.DataFrame, part: Mapping[str, Any], title: str) -> pd.DataFrame:
+    """The figures of one setting, over the runs and worlds of its part."""
+    setting = part["settings"][title]
+    places = {run: placed(setting, run).name for run in part["runs"]}
+    return figures[(figures["place"] == figures["run"].map(places)) & figures["world"].isin(part["worlds"])]
+
+
+def grid(figures: pd.DataFrame, part: Mapping[str, Any], title: str) -> pd.DataFrame:
+    """mAP of one setting: a row per world and start, a column per run."""
+    found = of_setting(figures, part, title).pivot_table(index=STARTED, columns="run", values="mAP")
+    return found.reindex(columns=part["runs"])
+
+
+def sizes_table(figures: pd.DataFrame, written: Mapping[str, Any]) -> str:
     """What each size and length costs, and how far worlds scatter under it; each cell over the worlds that it has."""
-    base, runs = written["baseline"], written["sizes"]["runs"]
+    base, part = written["baseline"], written["sizes"]
     lines = []
-    for title in written["sizes"]["settings"]:
-        maps = grid(found, title).reindex(columns=runs)
+    for title in part["settings"]:
+        maps = grid(figures, part, title)
         if maps[base].isna().all():
             continue
-        seconds = found[(found["setting"] == title) & (found["run"] == base)]["seconds"]
-        line = {"setting": title, **{run: cell(maps[run]) for run in runs}}
+        found = of_setting(figures, part, title)
+        line = {"setting": title, **{run: cell(maps[run]) for run in part["runs"]}}
         line["start from .. to"] = f"{maps[FLOOR].min():.1f} .. {maps[FLOOR].max():.1f}"
-        for run in runs:
-            difference = (maps[run] - maps[base]).dropna()
-            if run not in (FLOOR, CEILING, base):
-                line[f"{run} - {base}: mean, sd"] = f"{signed(difference.mean())}, {number(difference.std(ddof=1))}"
-        line[f"s per {base}"] = number(seconds.median(), ".0f")
+        line |= differences(maps, base)
+        line[f"s per {base}"] = number(found[found["run"] == base]["seconds"].median(), ".0f")
         lines.append(line)
-    return markdown_table(lines) if lines else "Not run."
+    return markdown_table(lines) if lines else NONE_YET
+
+
+def differences(maps: pd.DataFrame, base: str) -> dict[str, str]:
+    """Per method its mean difference to the baseline, and the standard deviation between worlds."""
+    told = {}
+    for run in maps.columns.drop([FLOOR, base], errors="ignore"):
+        values = (maps[run] - maps[base]).dropna()
+        told[f"{run} - {base}: mean, sd"] = f"{signed(values.mean())}, {number(values.std(ddof=1))}"
+    return told
 
 
 def cell(values: pd.Series) -> str:
@@ -163,33 +207,38 @@ def cell(values: pd.Series) -> str:
     return f"{values.mean():.1f} ({values.count()})" if values.count() else "-"
 
 
-def lengths_table(found: pd.DataFrame, written: Mapping[str, Any]) -> str:
-    """mAP and rank of each method at each length."""
+def lengths_table(figures: pd.DataFrame, written: Mapping[str, Any]) -> str:
+    """mAP and rank of each method at each length, over the worlds that have all methods."""
+    part = written["lengths"]
     lines = []
-    for title in written["lengths"]["settings"]:
-        maps = grid(found, title).drop(columns=FLOOR, errors="ignore").dropna()
+    for title in part["settings"]:
+        maps = grid(figures, part, title).drop(columns=FLOOR).dropna()
         if maps.empty:
             continue
-        ranks = maps.mean().rank(ascending=False).astype(int)
-        cells = {run: f"{maps[run].mean():.1f} ({ranks[run]})" for run in written["lengths"]["runs"] if run in maps}
-        same = maps.rank(axis=1, ascending=False).eq(ranks).all(axis=1).sum()
-        lines.append({"length": title, "worlds": len(maps), **cells, "worlds with these ranks": int(same)})
-    return markdown_table(lines) if len(lines) > 1 else "Not run."
+        ranks = maps.mean().rank(ascending=False, method="min").astype(int)
+        cells = {run: f"{maps[run].mean():.1f} ({ranks[run]})" for run in maps}
+        same = maps.rank(axis=1, ascending=False, method="min").eq(ranks).all(axis=1).sum()
+        line = {"length": title, "worlds": len(maps), **cells, "worlds with these ranks": int(same)}
+        lines.append(line | differences(maps, written["baseline"]))
+    return markdown_table(lines) if len(lines) > 1 else NONE_YET
 
 
-def search_table(found: pd.DataFrame, written: Mapping[str, Any]) -> str:
-    """What each method would gain by the best of three learning rates, where all three were run."""
+def search_table(figures: pd.DataFrame, written: Mapping[str, Any]) -> str:
+    """What each method would gain by the best of three learning rates, over the worlds that have all three."""
+    part = written["search"]
+    shared = next(title for title, setting in part["settings"].items() if not setting)
+    grids = {title: grid(figures, part, title) for title in part["settings"]}
     lines = []
-    titles = list(written["search"]["settings"])
-    shared = next(title for title, setting in written["search"]["settings"].items() if not setting)
-    for run in written["search"]["runs"]:
-        means = {title: grid(found, title).get(run, pd.Series(dtype=float)).mean() for title in titles}
-        if np.isnan(list(means.values())).any():
+    for run in part["runs"]:
+        maps = pd.DataFrame({title: maps[run] for title, maps in grids.items()}).dropna()
+        if maps.empty:
             continue
-        best = max(means, key=lambda title: means[title])
+        means = maps.mean()
+        best = means.idxmax()
         shown = {title: number(value) for title, value in means.items()}
-        lines.append({"run": run, **shown, "best": best, "above shared": signed(means[best] - means[shared])})
-    return markdown_table(lines) if lines else "Not run."
+        above = signed(means[best] - means[shared])
+        lines.append({"run": run, "worlds": len(maps), **shown, "best": best, "above shared": above})
+    return markdown_table(lines) if lines else NONE_YET
 
 
 TABLES = {"sizes": sizes_table, "lengths": lengths_table, "search": search_table}

@@ -61,6 +61,7 @@ def show(reference: Path, readme: Path) -> None:
     if results:
         leaderboard.write_table(results, reference)
         leaderboard.draw_curves(results, docs / "curves.png")
+        forecast.draw(forecast.points(results), docs / "starts.png")
     adapting = read_reference(reference / ADAPTATION)
     for name, held in ((ADAPTATION, adapting), (REAL, read_reference(reference / REAL))):
         if held:
@@ -111,7 +112,7 @@ def with_resolution(text: str, *references: Sequence[Result]) -> str:
 
 def with_forecast(text: str, results: Sequence[Result]) -> str:
     """docs/statistics.md with what earlier worlds foretold of later ones."""
-    return replace_between(text, "forecast", forecast.markdown(forecast.forecasts(results)))
+    return replace_between(text, "forecast", forecast.markdown(forecast.forecasts(forecast.points(results))))
 
 
 def with_six_columns(text: str, reference: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from pipeline.params import read_params
 from reports import forecast
@@ -26,7 +27,7 @@ def table(folder: Path, monkeypatch: pytest.MonkeyPatch, hhcl: np.ndarray) -> pd
         for world, level in enumerate(levels):
             write_result(name, 0, np.full(len(PEOPLE), level), PEOPLE, world=world, cameras=["sampler"])
     params = write_params(folder, list(runs), [0], range(len(STARTS)))
-    return forecast.forecasts(read_results(read_params(params)), FITTED)
+    return forecast.forecasts(forecast.points(read_results(read_params(params))), FITTED)
 
 
 def test_a_difference_that_hangs_on_the_start_is_foretold_by_the_line_and_not_by_the_mean(
@@ -54,3 +55,13 @@ def test_without_later_worlds_nothing_is_told(tmp_path: Path, monkeypatch: pytes
     found = table(tmp_path, monkeypatch, STARTS[:4] + 0.1)
     assert found.empty
     assert forecast.markdown(found) == "No world after these yet."
+
+
+def test_a_panel_shows_later_worlds_apart_and_the_line_of_the_earlier_ones() -> None:
+    part = pd.DataFrame({"world": range(6), "start": 100 * STARTS, "difference": [7, 6, 5, 4, 0, 0]})
+    axis = Figure().subplots()
+    forecast.draw_pair(axis, part, FITTED)
+    _, earlier, later, fitted = (np.array(drawn.get_xydata()) for drawn in axis.get_lines())
+    assert earlier == pytest.approx(np.array([[30, 7], [40, 6], [50, 5], [60, 4]]))
+    assert later == pytest.approx(np.array([[20, 0], [70, 0]]))
+    assert fitted == pytest.approx(np.array([[20, 8], [70, 3]]))

@@ -71,6 +71,7 @@ def test_a_clone_without_runs_and_data_shows_the_rows_of_its_reference(
     assert "One world: nothing yet." in Path("docs/statistics.md").read_text()
     assert Path("results/reference/leaderboard.csv").is_file()
     assert Path("docs/curves.png").stat().st_size > 10_000
+    assert Path("docs/starts.png").is_file()
 
 
 REFERENCE = ROOT / "results" / "reference"

@@ -23,16 +23,17 @@ from reports.compare import baselines
 from reports.record import Result
 from reports.statistics import ALPHA, over_worlds
 from reports.table import FLOOR, MAIN
-from reports.text import markdown_table, number
+from reports.text import markdown_table, number, signed
 
 GOAL = 2.0  # points: the half-width that a table should have
 FEWEST = 4  # worlds, for a slope and its spread
-COLUMNS = ["a", "b", *SETTING, "worlds", "sd", "half_width", "worlds_needed", "correlation", "half_width_equal_starts"]
+NUMBERS = ["difference", "sd", "half_width", "worlds_needed", "correlation", "half_width_equal_starts"]
+COLUMNS = ["a", "b", *SETTING, "worlds", *NUMBERS]
 NOTE = (
     "Half-width: of the 95 % interval of A - B, in points of mAP. Worlds for {goal}: as many as bring it there, if the "
     "spread stays. Correlation: of A - B with the mAP of the world's warm start. Equal starts: the half-width that is "
-    "left when a line over the warm starts is taken out, with n - 2 degrees of freedom. It speaks of worlds whose "
-    "start is the mean of these, and decides nothing."
+    "left when a line over the warm starts is taken out, with n - 2 degrees of freedom. It speaks of A - B in worlds "
+    "whose start is the mean of these, and decides nothing."
 )
 
 
@@ -69,6 +70,7 @@ def resolved(cell: Cell, base: Cell, floor: Cell | None) -> dict[str, object]:
     return {
         **dict(zip(SETTING, cell.setting, strict=True)),
         "worlds": len(shared),
+        "difference": float(found.difference),
         "sd": float(found.sd),
         "half_width": float(found.high - found.low) / 2,
         "worlds_needed": worlds_needed(float(found.sd)),
@@ -103,6 +105,7 @@ def markdown(table: pd.DataFrame) -> str:
         "B": table["b"],
         "backbone": table["backbone"],
         "worlds": [number(value, ".0f") for value in table["worlds"]],
+        "A - B": [signed(value) for value in table["difference"]],
         "sd": [number(value) for value in table["sd"]],
         "half-width": [number(value) for value in table["half_width"]],
         f"worlds for {GOAL}": [number(value, ".0f") for value in table["worlds_needed"]],

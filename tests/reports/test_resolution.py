@@ -59,6 +59,7 @@ def test_methods_are_listed_with_their_baseline_and_the_bounds_are_not(
     assert list(zip(table["a"], table["b"], strict=True)) == [("hhcl", "cluster_contrast")]
     row = table.iloc[0]
     differences, starts = np.array([10, 7, 4, 1.0]), np.array([30, 40, 50, 60.0])
+    assert row["difference"] == pytest.approx(5.5)
     assert row["half_width"] == pytest.approx(t.ppf(0.975, 3) * differences.std(ddof=1) / 2)
     assert row["correlation"] == pytest.approx(-1)
     assert row["half_width_equal_starts"] == pytest.approx(at_equal_starts(differences, starts), abs=1e-9)

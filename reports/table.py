@@ -55,6 +55,7 @@ COLUMNS = [
 FLOOR, CEILING = REFERENCES
 ADAPTIVE = "adaptive"  # a column of tables with domain-adaptive rows: whether a row is one
 NOT_RUN = "not run"
+LISTED = 8  # jobs without a result that a warning names
 
 
 def read_results(params: Params) -> list[Result]:
@@ -83,7 +84,9 @@ def warn_of_unusable(results: Sequence[Result]) -> None:
             print(f"quarantined: {result.record.reason}", file=sys.stderr)
     missing = [result.folder.name for result in results if result.record.status == NOT_RUN]
     if missing:
-        print(f"not run: {len(missing)} of {len(results)} jobs: {', '.join(missing)}", file=sys.stderr)
+        more = f", and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+        told = f"{', '.join(missing[:LISTED])}{more}"
+        print(f"not run: {len(missing)} of {len(results)} jobs: {told}", file=sys.stderr)
 
 
 def leaderboard(records: Sequence[ResultRecord | NotRunRecord]) -> pd.DataFrame:

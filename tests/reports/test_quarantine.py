@@ -90,6 +90,16 @@ def test_a_quarantined_seed_enters_no_mean_and_is_named_in_the_table_and_on_scre
     assert "quarantined: hhcl-rendered-resnet18_half-1: mAP is 0.1" in capsys.readouterr().err
 
 
+def test_the_warning_of_jobs_that_were_not_run_names_some_and_counts_all(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_runs({"hhcl": 0.6}, [0])
+    assert leaderboard.main(["--params", str(write_params(here, ["hhcl"], list(range(11)))), "--out", "results"]) == 0
+    warning = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("not run"))
+    assert warning.startswith("not run: 10 of 11 jobs: hhcl-rendered-resnet18_half-1, hhcl-rendered-resnet18_half-2, ")
+    assert warning.endswith("hhcl-rendered-resnet18_half-8, and 2 more")
+
+
 def test_a_result_that_is_no_json_says_what_to_run(here: Path) -> None:
     folder = write_result("hhcl", 0, aps(0.6), PEOPLE)
     (folder / "result.json").write_text('{"status": "ok"')

@@ -10,11 +10,9 @@ import numpy as np
 import pandas as pd
 
 from core.files import replacing
-from reports.cells import SETTING, by_setting, shared_replicates, world_differences, world_levels
-from reports.compare import baselines
+from reports.cells import SETTING, shared_replicates, world_differences, world_levels
 from reports.record import Result
-from reports.resolution import FEWEST, comparable
-from reports.table import FLOOR
+from reports.resolution import FEWEST, planned_pairs
 from reports.text import markdown_table, number
 
 FITTED = (0, 1, 2, 3, 4, 5)  # the worlds in which the dependence was first seen
@@ -33,19 +31,16 @@ def points(results: Sequence[Result]) -> pd.DataFrame:
     ``start`` is the mAP of the world's warm start.
     """
     tables = [pd.DataFrame(columns=[*PAIR, "world", "start", "difference"])]
-    for together in by_setting(results):
-        floor = next((cell for cell in together if cell.run.method == FLOOR), None)
-        for cell in together:
-            base = next(iter(baselines(cell, together)), None)
-            if floor and base and cell.in_worlds and not cell.bounds and comparable(cell, base):
-                worlds = [world for world in shared_replicates(cell, base) if world in floor.replicates]
-                found = {
-                    "world": worlds,
-                    "start": 100 * world_levels(floor, worlds),
-                    "difference": 100 * world_differences(cell, base, worlds),
-                }
-                pair = {"a": cell.name, "b": base.name, **dict(zip(SETTING, cell.setting, strict=True))}
-                tables.append(pd.DataFrame(found).assign(**pair))
+    for cell, base, floor in planned_pairs(results):
+        if floor:
+            worlds = [world for world in shared_replicates(cell, base) if world in floor.replicates]
+            found = {
+                "world": worlds,
+                "start": 100 * world_levels(floor, worlds),
+                "difference": 100 * world_differences(cell, base, worlds),
+            }
+            pair = {"a": cell.name, "b": base.name, **dict(zip(SETTING, cell.setting, strict=True))}
+            tables.append(pd.DataFrame(found).assign(**pair))
     return pd.concat([table for table in tables if len(table)] or tables)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 import numpy as np
@@ -39,14 +39,20 @@ NOTE = (
 
 def resolution(results: Sequence[Result]) -> pd.DataFrame:
     """One row with COLUMNS for each method and its first baseline that share two worlds or more, in points."""
-    rows = []
+    rows = [
+        {"a": cell.name, "b": base.name, **resolved(cell, base, floor)} for cell, base, floor in planned_pairs(results)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def planned_pairs(results: Sequence[Result]) -> Iterator[tuple[Cell, Cell, Cell | None]]:
+    """Each method of drawn worlds with its first baseline, where they share two worlds or more, and the warm start."""
     for together in by_setting(results):
         floor = next((cell for cell in together if cell.run.method == FLOOR), None)
         for cell in together:
             base = next(iter(baselines(cell, together)), None)
             if base and cell.in_worlds and not cell.bounds and comparable(cell, base):
-                rows.append({"a": cell.name, "b": base.name, **resolved(cell, base, floor)})
-    return pd.DataFrame(rows, columns=COLUMNS)
+                yield cell, base, floor
 
 
 def comparable(cell: Cell, base: Cell) -> bool:

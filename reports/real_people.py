@@ -2,8 +2,8 @@
 
 A run that was not made here is taken from the reference of real people, which `verify --update` writes, if it has it
 with the same settings. Writes OUT.md and OUT.csv. A section for each start of the same target; what papers publish for
-the target; the order of methods here against that of a reference of drawn people; and with --cross-domain the matrix
-that `cross_domain` wrote.
+the target; the order of methods here against that of a reference of drawn people; and the matrix that `cross_domain`
+wrote, from --cross-domain or else from the reference.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pandas as pd
 
 import datasets
 import methods
+from core.errors import UserError
 from core.files import write_csv, write_text
 from evaluation import metrics
 from pipeline import cli
@@ -47,6 +48,7 @@ ORDER = (
 
 
 REFERENCE = Path("results/reference/cuhk03np_detected")
+CROSS_DOMAIN = "cross_domain"  # folder of a reference
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--params", type=Path, default=Path("params.cuhk03.yaml"), help="what was run")
     arguments.add_argument("--reference", type=Path, default=REFERENCE, help="runs that were made earlier or elsewhere")
     arguments.add_argument("--drawn", type=Path, default=Path("results/reference"), help="a reference of drawn people")
-    arguments.add_argument("--cross-domain", type=Path, help="folder that `cross_domain` wrote")
+    matrix = "folder that `cross_domain` wrote (default: REFERENCE/cross_domain, if it is there)"
+    arguments.add_argument("--cross-domain", type=Path, help=matrix)
     arguments.add_argument("--out", type=Path, default=Path("results/cuhk03np_detected"), help="files, less .md, .csv")
     options = arguments.parse_args(argv)
     results = with_committed(read_results(cli.read_params(options)), options.reference)
@@ -64,12 +67,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = [result.record for result in results if isinstance(result.record, ResultRecord)]
     commits = sorted({record.provenance.commit or "unknown code" for record in made})
     drawn = leaderboard([result.record for result in reference.read(options.drawn)])
-    matrix = (options.cross_domain / "matrix.md").read_text() if options.cross_domain else ""
+    matrix = matrix_of(options.cross_domain, options.reference)
     text = markdown(table, drawn, commits, matrix)
     write_csv(Path(f"{options.out}.csv"), table)
     write_text(Path(f"{options.out}.md"), text)
     print(text)
     return 0
+
+
+def matrix_of(folder: Path | None, there: Path) -> str:
+    """The matrix in ``folder``, or else of the reference ``there``, if any; UserError for a folder that has none."""
+    committed = there / CROSS_DOMAIN
+    if folder is None and not committed.is_dir():
+        return ""
+    file = (folder or committed) / "matrix.md"
+    if not file.is_file():
+        raise UserError(f"{file} is not there; `python -m pipeline cross_domain --out {file.parent}` writes it")
+    return file.read_text()
 
 
 def with_committed(results: Sequence[Result], folder: Path) -> list[Result]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from core.errors import UserError
 from reports import real_people, verify
 from reports.compare import compare, to_baseline
 from reports.table import leaderboard, read_results
@@ -55,6 +56,20 @@ def test_the_command_reads_results_here_and_a_reference_of_drawn_people(drawn: p
     written = pd.read_csv("out/real.2.csv")
     assert written["mAP_mean"].tolist() == pytest.approx(drawn["mAP_mean"].tolist())
     assert "| hhcl" in Path("out/real.2.md").read_text()
+
+
+def test_the_matrix_is_the_folders_that_is_named_or_else_the_references(drawn: pd.DataFrame) -> None:
+    arguments = ["--params", "params.yaml", "--drawn", "results/reference", "--reference", "there", "--out", "out/real"]
+    for folder in ("there/cross_domain", "own"):
+        Path(folder).mkdir(parents=True)
+    Path("there/cross_domain/matrix.md").write_text("# Cross-domain\n\ncommitted cells\n")
+    Path("own/matrix.md").write_text("# Cross-domain\n\ncells of this machine\n")
+    assert real_people.main(arguments) == 0
+    assert "## Trained here, tested there\n\ncommitted cells" in Path("out/real.md").read_text()
+    assert real_people.main([*arguments, "--cross-domain", "own"]) == 0
+    assert "## Trained here, tested there\n\ncells of this machine" in Path("out/real.md").read_text()
+    with pytest.raises(UserError, match=r"own.gone/matrix\.md is not there; .*cross_domain --out own.gone"):
+        real_people.main([*arguments, "--cross-domain", "own/gone"])
 
 
 def test_a_run_that_was_not_made_here_is_taken_from_the_reference_if_its_settings_are_the_same(

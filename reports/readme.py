@@ -70,7 +70,7 @@ def show(reference: Path, readme: Path) -> None:
     if original.is_file():
         with Image.open(original) as sheet, replacing(docs / "contact_sheet.jpg") as picture:
             sheet.convert("RGB").save(picture, "JPEG", quality=90)  # a quarter of the PNG's size
-    write_text(readme, with_real_people(with_six_columns(readme.read_text(), reference), reference))
+    write_text(readme, with_real_people(with_main_columns(readme.read_text(), reference), reference))
     page = docs / "leaderboard.md"
     write_text(page, with_leaderboard(page.read_text(), reference))
     page = docs / "statistics.md"
@@ -115,25 +115,27 @@ def with_forecast(text: str, results: Sequence[Result]) -> str:
     return replace_between(text, "forecast", forecast.markdown(forecast.forecasts(forecast.points(results))))
 
 
-def with_six_columns(text: str, reference: Path) -> str:
-    """README.md with the six columns of the leaderboards of ``reference`` that say most, a table for each dataset."""
-    parts = [part for told, folder in folders(reference).items() for part in six_column_tables(folder, told)]
+def with_main_columns(text: str, reference: Path) -> str:
+    """README.md with the columns of the leaderboards of ``reference`` that say most, a table for each dataset."""
+    parts = [part for told, folder in folders(reference).items() for part in main_tables(folder, told)]
     return replace_between(text, "leaderboard", "\n\n".join(parts))
 
 
-def six_column_tables(folder: Path, told: str) -> list[str]:
+def main_tables(folder: Path, told: str) -> list[str]:
     """Those of one leaderboard, the domain-adaptive rows of each dataset in a table of their own."""
     parts = []
     for (dataset, profile), rows in pd.read_csv(folder / "leaderboard.csv").groupby(["dataset", "profile"], sort=False):
         adapted = rows[adaptive_rows(rows)]
         plain = rows.drop(adapted.index)
         title = ", ".join(filter(None, [f"**{dataset}**", f"profile `{profile}`", told, told_counts(plain)]))
-        parts.append(f"{title}:\n\n{six_columns(plain)}")
+        parts.append(f"{title}:\n\n{main_columns(plain)}")
         if len(adapted):
             own = adapted["baseline"] == SOURCE_ALONE  # which itself has another baseline
-            adapted = adapted.assign(difference=adapted["difference"].where(own))
+            adapted = adapted.assign(
+                **{name: adapted[name].where(own) for name in ("baseline", "difference", "verdict")}
+            )
             parts.append(
-                f"Domain-adaptive, {told_counts(adapted)}, baseline: {SOURCE_ALONE}:\n\n{six_columns(adapted)}"
+                f"Domain-adaptive, {told_counts(adapted)}, baseline: {SOURCE_ALONE}:\n\n{main_columns(adapted)}"
             )
     return parts
 
@@ -167,7 +169,7 @@ def told_counts(rows: pd.DataFrame) -> str:
     return ", ".join(f"{count} {title if count != 1 else title[:-1]}" for title, count in most.items())
 
 
-def six_columns(rows: pd.DataFrame) -> str:
+def main_columns(rows: pd.DataFrame) -> str:
     """Markdown of the rows of a dataset; a row without numbers says why in place of its mAP."""
     met = zip(rows[f"{MAIN.name}_mean"], rows["status"], in_few_worlds(rows), strict=True)
     return markdown_table(
@@ -175,7 +177,9 @@ def six_columns(rows: pd.DataFrame) -> str:
             "run": [run_name(row.method, row.variant) for row in rows.itertuples()],
             "backbone": rows["backbone"],
             MAIN.title: [status if pd.isna(mean) else number(mean) + few for mean, status, few in met],
+            "baseline": rows["baseline"].fillna("-"),
             "less its baseline [95 % interval]": against(rows),
+            "verdict": text_or_dash(rows["verdict"]),
             "cameras": text_or_dash(rows["camera_use"]),
             "fidelity": [text.partition(":")[0] for text in text_or_dash(rows["fidelity"])],  # the page has the rest
         }

@@ -139,7 +139,7 @@ def test_readmes_show_the_group_in_a_table_of_its_own(params: Path, tmp_path: Pa
     reference.write(results, tmp_path / "reference")
     leaderboard.write_table(results, tmp_path / "reference")
     start, end = (mark.format(name="leaderboard", command="make readme") for mark in (readme.START, readme.END))
-    text = readme.with_six_columns(f"{start}\n{end}", tmp_path / "reference")
+    text = readme.with_main_columns(f"{start}\n{end}", tmp_path / "reference")
     above, _, below = text.partition("Domain-adaptive, 4 worlds")
     assert "| sal" in below
     assert "| hhcl" in above

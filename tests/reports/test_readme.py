@@ -23,10 +23,10 @@ from reports.readme import (
     replace_between,
     with_forecast,
     with_leaderboard,
+    with_main_columns,
     with_measured,
     with_real_people,
     with_resolution,
-    with_six_columns,
 )
 from reports.record import read_result
 from reports.reference import read as read_reference
@@ -80,7 +80,7 @@ SURVEYED = [name for name in methods.available() if (methods.folder(name) / "REA
 
 @pytest.mark.parametrize(
     ("page", "shown"),
-    [("README.md", with_six_columns), ("README.md", with_real_people), ("docs/leaderboard.md", with_leaderboard)],
+    [("README.md", with_main_columns), ("README.md", with_real_people), ("docs/leaderboard.md", with_leaderboard)],
 )
 def test_a_page_shows_the_committed_leaderboard(page: str, shown: Callable[[str, Path], str]) -> None:
     text = (ROOT / page).read_text()
@@ -111,21 +111,22 @@ def test_the_page_of_statistics_shows_what_the_committed_worlds_resolve() -> Non
     assert with_forecast(text, read[0]) == text, "results/reference has changed: run `make readme`"
 
 
-def test_the_readme_s_table_has_six_columns_and_says_why_a_row_has_no_number(tmp_path: Path) -> None:
-    lost = {**board_row("hcl", float("nan")), "status": "failed: no clusters", "difference": None}
+def test_the_readme_s_table_has_each_row_s_verdict_and_says_why_a_row_has_no_number(tmp_path: Path) -> None:
+    lost = {**board_row("hcl", float("nan")), "status": "failed: no clusters", "difference": None, "verdict": None}
     pd.DataFrame([board_row("hhcl", 71.26), lost]).to_csv(tmp_path / "leaderboard.csv")
     markers = f"{START.format(name='leaderboard', command='make readme')}\n{END.format(name='leaderboard')}"
-    rows = [line.strip("| ").split("|") for line in with_six_columns(markers, tmp_path).splitlines() if line[:1] == "|"]
-    cells = [[cell.strip() for cell in row] for row in rows]
-    assert cells[2] == ["hhcl", "resnet18_half", "71.3", "+1.0 [-1.0, +3.0]", "sampler", "adapted"]
-    assert cells[3] == ["hcl", "resnet18_half", "failed: no clusters", "-", "sampler", "adapted"]
+    lines = [" ".join(line.split()) for line in with_main_columns(markers, tmp_path).splitlines()]
+    assert (
+        "| hhcl | resnet18_half | 71.3 | cluster_contrast | +1.0 [-1.0, +3.0] | better | sampler | adapted |" in lines
+    )
+    assert "| hcl | resnet18_half | failed: no clusters | cluster_contrast | - | - | sampler | adapted |" in lines
 
 
 def test_the_readme_s_table_marks_a_mean_over_fewer_worlds_than_the_other_rows_have(tmp_path: Path) -> None:
     rows = [{**board_row("hhcl", 71.26), "worlds": 6}, {**board_row("hcl", 80.0), "worlds": 2}]
     pd.DataFrame(rows).to_csv(tmp_path / "leaderboard.csv")
     markers = f"{START.format(name='leaderboard', command='make readme')}\n{END.format(name='leaderboard')}"
-    text = with_six_columns(markers, tmp_path)
+    text = with_main_columns(markers, tmp_path)
     assert "| 80.0 in 2 worlds |" in text
     assert "| 71.3             |" in text
 
@@ -136,7 +137,7 @@ def test_rows_of_the_reference_for_adaptation_have_a_table_of_their_own_and_repe
     rows = [board_row("hhcl", 60.14), board_row("fcu", 36.3)]
     pd.DataFrame(rows).to_csv(tmp_path / ADAPTATION / "leaderboard.csv")
     markers = f"{START.format(name='leaderboard', command='make readme')}\n{END.format(name='leaderboard')}"
-    first, second = with_six_columns(markers, tmp_path).split("rows of `params.adaptation.yaml`")
+    first, second = with_main_columns(markers, tmp_path).split("rows of `params.adaptation.yaml`")
     assert "| hhcl  | resnet18_half | 71.3  |" in first
     assert "fcu" not in first
     assert "| 60.1 " in second

@@ -20,6 +20,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from core.errors import UserError
 from core.names import unknown
 
+try:
+    from yaml import CSafeLoader as SafeLoader  # libyaml, which is faster
+except ImportError:  # yaml was built without it
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 
 class RecordError(UserError):
     """A file or a layer of settings that does not hold what its model asks for."""
@@ -63,7 +68,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
+class UniqueKeyLoader(SafeLoader):
     """Refuses a key that stands twice in one mapping, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

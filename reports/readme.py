@@ -177,7 +177,7 @@ def main_columns(rows: pd.DataFrame) -> str:
             "run": [run_name(row.method, row.variant) for row in rows.itertuples()],
             "backbone": rows["backbone"],
             MAIN.title: [status if pd.isna(mean) else number(mean) + few for mean, status, few in met],
-            "baseline": rows["baseline"].fillna("-"),
+            "baseline": text_or_dash(rows["baseline"]),
             "less its baseline [95 % interval]": against(rows),
             "verdict": text_or_dash(rows["verdict"]),
             "cameras": text_or_dash(rows["camera_use"]),

@@ -22,7 +22,7 @@ from pipeline.params import ROOT
 
 SECTIONS = ("datasets", "variants", "ablations", "profiles", "finetune")
 BACKBONE_SECTIONS = ("train", "pretrain", "references")
-PROFILE_KEYS = ("start_from", "own_backbone", *BACKBONE_SECTIONS, "backbones")
+PROFILE_KEYS = ("notices", "start_from", "own_backbone", *BACKBONE_SECTIONS, "backbones")
 
 
 class HiddenSetting(ConfigError):
@@ -74,6 +74,11 @@ def profile_settings(profile: str) -> dict[str, Any]:
     settings = read_mapping(ROOT / "profiles" / f"{profile}.yaml")
     check_profile(settings, f"profiles/{profile}.yaml")
     return settings
+
+
+def profile_notices(profile: str) -> list[str]:
+    """What every table of numbers of the profile must say; none for a profile that is no longer there."""
+    return list(profile_settings(profile).get("notices") or []) if profile in profiles() else []
 
 
 def check_profile(settings: Mapping[str, Any], file: str) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-import datasets
 from core import distributed
 from core.errors import UserError
 from core.files import write_text
@@ -23,7 +22,7 @@ from pipeline import cli
 from pipeline.jobs import ROOT
 from reports.compare import RANKS, TO_BASELINE
 from reports.statistics import ALPHA
-from reports.table import ADAPTIVE, CEILING, FLOOR, KEY, MAIN, adaptive_rows
+from reports.table import ADAPTIVE, CEILING, FLOOR, KEY, MAIN, adaptive_rows, notices
 from reports.text import counts, markdown_table, number
 
 GROUP = ["dataset", "profile", "backbone"]
@@ -136,10 +135,11 @@ def printed(part: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def selection_text(part: pd.DataFrame) -> str:
-    """What the caption says about the epoch and the dataset."""
+    """What the caption says about the epoch, the dataset and the profile."""
     last = part["selection"].iloc[0] == "last"
     best = "Best epoch on the test split (best-on-test): optimistic, and not comparable with last-epoch numbers."
-    return " ".join(["Last epoch." if last else best, *map(sentence, datasets.notices(part["dataset"].iloc[0]))])
+    told = notices(part["dataset"].iloc[0], part["profile"].iloc[0])
+    return " ".join(["Last epoch." if last else best, *map(sentence, told)])
 
 
 def sentence(text: str) -> str:

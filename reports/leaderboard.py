@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-import datasets
 from core.files import replacing, write_csv, write_json, write_text
 from evaluation import metrics
 from pipeline import cli
@@ -21,7 +20,7 @@ from reports.correlation import beside_papers
 from reports.published import rows as published_rows
 from reports.record import Result
 from reports.summary import curves, summary
-from reports.table import KEY, MAIN, NOT_RUN, adaptive_rows, leaderboard
+from reports.table import KEY, MAIN, NOT_RUN, adaptive_rows, leaderboard, notices
 from reports.text import NONE, against, counts, markdown_table, number, text_or_dash
 from reports.worlds import world_table
 
@@ -130,9 +129,9 @@ def markdown(table: pd.DataFrame, beside: Mapping[str, str] = NONE_BESIDE) -> st
     """
     sections = ["# Leaderboard", ""]
     for (dataset, profile), part in table.groupby(["dataset", "profile"], sort=False):
-        notices = [f"Notice: {notice}.\n" for notice in datasets.notices(dataset)]
+        told = [f"Notice: {notice}.\n" for notice in notices(str(dataset), str(profile))]
         plain, adapted = part[~adaptive_rows(part)], part[adaptive_rows(part)]
-        sections += [f"## {dataset}, profile {profile}", "", *notices, NOTE, "", main_table(plain), ""]
+        sections += [f"## {dataset}, profile {profile}", "", *told, NOTE, "", main_table(plain), ""]
         sections += [beside[dataset]] if dataset in beside else []
         compared = plain.dropna(subset=["baseline"])
         if len(compared):

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import datasets
 import methods
 from datasets import split_number
 from evaluation import metrics
 from evaluation.metrics import Metric
 from pipeline.jobs import Job, jobs
-from pipeline.layers import variants
+from pipeline.layers import profile_notices, variants
 from pipeline.params import DRAWN, Params
 from pipeline.records import CostRecord, NotRunRecord, ResultRecord, RunRecord, adaptive, needs_record, run_record
 from pipeline.settings import resolve_run
@@ -109,6 +110,11 @@ def leaderboard(records: Sequence[ResultRecord | NotRunRecord]) -> pd.DataFrame:
 def adaptive_rows(table: pd.DataFrame) -> pd.Series:
     """Which rows of a leaderboard are domain-adaptive."""
     return table[ADAPTIVE].astype(bool) if ADAPTIVE in table else pd.Series(False, index=table.index)
+
+
+def notices(dataset: str, profile: str) -> list[str]:
+    """What a table of numbers on the dataset under the profile must say: the dataset's notices, then the profile's."""
+    return [*datasets.notices(dataset), *profile_notices(profile)]
 
 
 def setting(line: Mapping[str, Any]) -> tuple[str, ...]:

@@ -121,6 +121,15 @@ def test_what_a_dataset_must_tell_stands_at_its_table(here: Path) -> None:
     assert "withdrawn" not in leaderboard.markdown(board.assign(dataset="market1501")).partition("## Published")[0]
 
 
+def test_what_a_profile_must_tell_stands_at_its_table_and_a_profile_that_is_gone_tells_nothing(here: Path) -> None:
+    board = pd.read_csv("results/leaderboard.csv").assign(profile="controlled_real")
+    board.to_csv("results/leaderboard.csv", index=False)
+    told = "MobileNetV2, images of 128x64, 300 steps on a CPU: compare rows with each other, not with papers."
+    assert told in export()["leaderboard.tex"]
+    assert f"Notice: {told}" in leaderboard.markdown(board)
+    assert "Notice" not in leaderboard.markdown(board.assign(profile="removed"))
+
+
 def test_names_are_escaped() -> None:
     assert exports.escape(r"a_b & 50% {x} \y ~^#$") == (
         r"a\_b \& 50\% \{x\} \textbackslash{}y \textasciitilde{}\textasciicircum{}\#\$"

@@ -8,8 +8,9 @@ wrote, from --cross-domain or else from the reference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -19,7 +20,7 @@ from core.errors import UserError
 from core.files import write_csv, write_text
 from evaluation import metrics
 from pipeline import cli
-from pipeline.records import ResultRecord
+from pipeline.records import ResultRecord, adaptive
 from reports import correlation, reference
 from reports.compare import NOTE as COMPARISON_NOTE
 from reports.compare import compare, difference_table, to_baseline
@@ -47,6 +48,20 @@ ORDER = (
 )
 
 
+CLUSTERS = (
+    "Audit of the pseudo-labels by the identities, which no method sees; mean over seeds, in percent. Links across "
+    "cameras: of the pairs of images that clusters join, those of two cameras, in the first and in the last epoch. "
+    "Purity: of the clustered images, those of their cluster's most frequent person. Outliers: of all training images."
+)
+LINKS = "links across cameras, last"
+AUDIT = {  # titles of columns, and of what in a run's curves
+    "mAP": ("mAP", -1),
+    "links across cameras, first": ("audit_cross_camera_link_share", 0),
+    LINKS: ("audit_cross_camera_link_share", -1),
+    "purity": ("audit_purity", -1),
+    "outliers": ("audit_outlier_share", -1),
+}
+
 REFERENCE = Path("results/reference/cuhk03np_detected")
 CROSS_DOMAIN = "cross_domain"  # folder of a reference
 
@@ -68,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commits = sorted({record.provenance.commit or "unknown code" for record in made})
     drawn = leaderboard([result.record for result in reference.read(options.drawn)])
     matrix = matrix_of(options.cross_domain, options.reference)
-    text = markdown(table, drawn, commits, matrix)
+    text = markdown(table, drawn, commits, matrix, clusters(results))
     write_csv(Path(f"{options.out}.csv"), table)
     write_text(Path(f"{options.out}.md"), text)
     print(text)
@@ -98,8 +113,39 @@ def identity(result: Result) -> tuple[object, ...]:
     return *(getattr(run, name) for name in KEY), run.config_hash, *reference.where(result)
 
 
-def markdown(table: pd.DataFrame, drawn: pd.DataFrame, commits: Sequence[str] = (), matrix: str = "") -> str:
-    """The page: a section per start, papers, order of methods, and ``matrix`` under a heading of its own."""
+def clusters(results: Sequence[Result]) -> dict[str, str]:
+    """By dataset, Markdown of what the clusters of each label-free row join, those that join most cameras first."""
+    row = ["dataset", "method", "variant"]
+    lines = [
+        {name: getattr(result.record.run, name) for name in row}
+        | {title: 100 * result.curves[name].dropna().iloc[place] for title, (name, place) in AUDIT.items()}
+        for result in results
+        if clustered(result)
+    ]
+    means = pd.DataFrame(lines, columns=[*row, *AUDIT]).groupby(row, as_index=False, sort=False).mean()
+    means = means.sort_values(LINKS, ascending=False, kind="stable")
+    shown = means.assign(**{title: [number(value) for value in means[title]] for title in AUDIT})
+    return {str(name): markdown_table(part.drop(columns="dataset")) for name, part in shown.groupby("dataset")}
+
+
+def clustered(result: Result) -> bool:
+    """Whether a run is a label-free one whose pseudo-labels were audited in every epoch."""
+    if not isinstance(result.record, ResultRecord) or not result.ok or adaptive(result.record):
+        return False
+    return all(name in result.curves and result.curves[name].notna().any() for name, _ in AUDIT.values())
+
+
+def markdown(
+    table: pd.DataFrame,
+    drawn: pd.DataFrame,
+    commits: Sequence[str] = (),
+    matrix: str = "",
+    joined: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """The page: a section per start, papers, order of methods, and ``matrix`` under a heading of its own.
+
+    ``joined``: by dataset, what its clusters join.
+    """
     sections = [HEADING, f"Trained by the code of {', '.join(commits)}.\n" if commits else "", NOTE, ""]
     for dataset, part in table.groupby("dataset", sort=False):
         plain, adapted = part[~adaptive_rows(part)], part[adaptive_rows(part)]
@@ -114,6 +160,8 @@ def markdown(table: pd.DataFrame, drawn: pd.DataFrame, commits: Sequence[str] = 
                 difference_table(named(compared)),
                 "",
             ]
+        if dataset in joined:
+            sections += ["### What the clusters join", "", CLUSTERS, "", joined[str(dataset)], ""]
         if len(adapted):
             sections += ["### Domain-adaptive methods", "", ADAPTIVE_NOTE, "", adaptive_table(adapted), ""]
     sections += ["## Papers", "", papers(table), "", "## Drawn and real people", "", order(table, drawn), ""]

@@ -58,16 +58,17 @@ def test_the_command_reads_results_here_and_a_reference_of_drawn_people(drawn: p
     assert "| hhcl" in Path("out/real.2.md").read_text()
 
 
-def test_the_page_says_what_clusters_join_most_cameras_first_and_leaves_out_what_was_not_audited(
+def test_the_page_says_what_clusters_join_most_cameras_first_and_leaves_out_what_joins_nothing(
     drawn: pd.DataFrame, tmp_path: Path
 ) -> None:
-    for name, shares in {"hhcl": [0.05, 0.02], "cluster_contrast": [0.05, 0.21]}.items():
-        audited = {"audit_cross_camera_link_share": shares, "audit_purity": [0.5, 0.75]}
+    shares = {"hhcl": [0.05, 0.02], "cluster_contrast": [0.05, 0.21], "selective_contrastive": [0, 0]}
+    for name, links in shares.items():
+        audited = {"audit_cross_camera_link_share": links, "audit_pair_recall": links, "audit_purity": [0.5, 0.75]}
         outliers = {"audit_outlier_share": [0.3, 0.1]}
         curves = pd.DataFrame({"epoch": [1, 2], "mAP": [None, 0.5], **audited, **outliers})
         write_result(name, 0, np.full(len(PEOPLE), 0.5), PEOPLE, curves=curves)
     write_result("spcl", 0, np.full(len(PEOPLE), 0.5), PEOPLE)
-    params = write_params(tmp_path, ["hhcl", "cluster_contrast", "spcl"], [0])
+    params = write_params(tmp_path, [*shares, "spcl"], [0])
     found = real_people.clusters(read_results(real_people.cli.read_params_file(params)))
     (text,) = found.values()
     rows = [" ".join(line.split()) for line in text.splitlines()[2:]]

@@ -55,7 +55,7 @@ CLUSTERS = (
 )
 LINKS = "links across cameras, last"
 AUDIT = {  # titles of columns, and of what in a run's curves
-    "mAP": ("mAP", -1),
+    MAIN.title: (MAIN.name, -1),
     "links across cameras, first": ("audit_cross_camera_link_share", 0),
     LINKS: ("audit_cross_camera_link_share", -1),
     "purity": ("audit_purity", -1),

@@ -44,7 +44,8 @@ NOTE = (
 PAPERS = "What papers print for {dataset}, with ResNet-50 or larger at full size:"
 ORDER = (
     "Headline variants that both have; mAP in percent. The drawn figures are of {worlds}. A coefficient near 1 says "
-    "that drawn people order methods as these real people do, from that start, with that network, after few steps."
+    "that drawn people order methods as these real people do, from that start, with that network, after few steps. "
+    "p is of one start, and not corrected for their number."
 )
 
 
@@ -72,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--params", type=Path, default=Path("params.cuhk03.yaml"), help="what was run")
     arguments.add_argument("--reference", type=Path, default=REFERENCE, help="runs that were made earlier or elsewhere")
     arguments.add_argument("--drawn", type=Path, default=Path("results/reference"), help="a reference of drawn people")
-    matrix = "folder that `cross_domain` wrote (default: REFERENCE/cross_domain, if it is there)"
-    arguments.add_argument("--cross-domain", type=Path, help=matrix)
+    written = "folder that `cross_domain` wrote (default: REFERENCE/cross_domain, if it is there)"
+    arguments.add_argument("--cross-domain", type=Path, help=written)
     arguments.add_argument("--out", type=Path, default=Path("results/cuhk03np_detected"), help="files, less .md, .csv")
     options = arguments.parse_args(argv)
     results = with_committed(read_results(cli.read_params(options)), options.reference)

@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parse_args(argv)
     params = cli.read_params(options)
     torch.set_num_threads(cli.threads(options, params))
-    trained, missing = (options.trained, []) if options.trained else trained_folders(params)
+    named = list(dict.fromkeys(options.trained or []))  # a shell's patterns may name a folder twice
+    trained, missing = (named, []) if named else trained_folders(params)
     tests = prepared(options.data)
     if not trained or not tests:
         lacking = "trained run of params.yaml" if not trained else f"dataset with query and gallery in {options.data}"

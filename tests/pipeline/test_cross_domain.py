@@ -140,11 +140,11 @@ def test_a_method_that_tests_with_cameras_stays_on_its_own_dataset(
     assert cells.loc["second", "status"].startswith("not applicable")
 
 
-def test_any_checkpoint_can_be_tested_and_epochs_stay_apart(here: Path, world: TinyWorld) -> None:
+def test_any_checkpoint_can_be_tested_once_and_epochs_stay_apart(here: Path, world: TinyWorld) -> None:
     moved = shutil.move("results/training/cluster_contrast-first-resnet18_half-0", "my run")
     arguments = ["--cache", str(world.cache), "--device", "cpu", "--out", "out"]
     weights = [f"{moved}/weights/epoch_001.pt", f"{moved}/weights/epoch_002.pt"]
-    assert cross_domain.main([*arguments, "--trained", *weights, moved]) == 0
+    assert cross_domain.main([*arguments, "--trained", *weights, moved, moved]) == 0
     cells = pd.read_csv("out/cross_domain.csv")
     assert cells["selection"].tolist() == ["epoch_001", "epoch_001", "epoch_002", "epoch_002", "last", "last"]
     assert cells["epoch"].tolist() == [1, 1, 2, 2, 2, 2]
